@@ -1,0 +1,883 @@
+"""Tests of the scripts and of common.py, on small data that they write themselves: `python -m pytest`.
+
+A script joins by its name in SCRIPTS; tests of what is special to a method stand in its own section.
+"""
+
+import gzip
+import importlib
+import io
+import math
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import types
+import urllib.error
+import urllib.request
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+
+import common
+
+HERE = Path(__file__).parent
+SCRIPTS = {     # name: flags that make its networks tiny
+    "gan_mlp": ["--width", "4", "--z-dim", "4"],
+}
+with warnings.catch_warnings():         # a mark of ours, without a configuration file to register it in
+    warnings.simplefilter("ignore")
+    gpu = pytest.mark.gpu
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    """Each script's module in turn; module.tiny are the flags of SCRIPTS."""
+    module = importlib.import_module(request.param)
+    module.tiny = SCRIPTS[request.param]
+    return module
+
+
+def write_images(folder, n=20, mode="L", size=(8, 8), seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        shape = (*size[::-1], len(mode)) if len(mode) > 1 else size[::-1]
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """40 grey 8×8 images in two classes: 36 to train on, so 4 batches of 8 and a short one."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "cat", seed=1)
+    write_images(folder / "dog", seed=2)
+    return folder
+
+
+@pytest.fixture
+def run(script, folder, tmp_path):
+    """run(*flags) trains the script on `folder`, in batches of 8, unless the flags say otherwise."""
+    def run(*flags):
+        if "--sample" not in flags and "--resume" not in flags:
+            flags = ["--data", folder, "--batch-size", 8, "--epochs", 2, "--out", tmp_path / "run",
+                     "--data-dir", tmp_path / "data", *script.tiny, *flags]
+        script.main([str(flag) for flag in flags])
+        return tmp_path / "run"
+    return run
+
+
+def refused(capsys, call, *flags):
+    """The line on standard error with which call(*flags) ends; it must be one line, and exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        call(*flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1, error
+    return error
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def tensors(tree, prefix=""):
+    """All tensors and numbers of nested dictionaries and lists, by path."""
+    if isinstance(tree, (dict, list, tuple)):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in tensors(value, f"{prefix}/{key}").items()}
+    return {prefix: tree}
+
+
+def assert_same(a, b):
+    a, b = tensors(a), tensors(b)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key], key
+
+
+def networks(script, shape=(1, 8, 8)):
+    """Small G and D of a script, and an optimizer of each."""
+    torch.manual_seed(0)
+    G, D = script.Generator(4, shape, 4), script.Discriminator(shape, 4)
+    return G, D, torch.optim.Adam(G.parameters(), 1e-3), torch.optim.Adam(D.parameters(), 1e-3)
+
+
+def copy_of(network):
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def same(network, before):
+    return all(torch.equal(p, q) for p, q in zip(network.parameters(), before))
+
+
+# ---- the mistakes that well-known code makes ----
+
+def test_each_step_moves_its_own_player_only(script):
+    G, D, opt_G, opt_D = networks(script)
+    real = torch.rand(8, 1, 8, 8) * 2 - 1
+    g, d = copy_of(G), copy_of(D)
+    script.train_discriminator(G, D, opt_D, real)
+    assert same(G, g) and not same(D, d)
+    assert all(p.grad is None for p in G.parameters())
+    d = copy_of(D)
+    gradients = [p.grad.clone() for p in D.parameters()]
+    script.train_generator(G, D, opt_G, 8)
+    assert same(D, d) and not same(G, g)
+    assert all(torch.equal(p.grad, q) for p, q in zip(D.parameters(), gradients))
+    assert all(p.requires_grad for p in D.parameters())
+
+
+def test_losses_come_back_detached(script):
+    G, D, opt_G, opt_D = networks(script)
+    stats = script.train_discriminator(G, D, opt_D, torch.rand(8, 1, 8, 8))
+    loss = script.train_generator(G, D, opt_G, 8)
+    assert not stats.requires_grad and not loss.requires_grad and loss.shape == ()
+
+
+def test_discriminator_learns(script):
+    """With G frozen, 50 steps of D raise its mean score of real images above that of fakes."""
+    G, D, _, opt_D = networks(script)
+    real = torch.ones(32, 1, 8, 8)
+    with torch.no_grad():
+        fake = G(script.noise(G, 32))
+    D.eval()
+
+    def gap():
+        return (D(real).mean() - D(fake).mean()).item()
+
+    before = gap()
+    for _ in range(50):
+        script.train_discriminator(G, D, opt_D, real)
+    assert gap() > before + 0.1
+
+
+def test_generator_sign(script):
+    """Steps of G alone raise the mean score of its images."""
+    G, D, _, _ = networks(script)
+    D.eval()
+    opt_G = torch.optim.SGD(G.parameters(), 0.1)
+    z = torch.randn(256, 4)
+    before = D(G(z)).mean().item()
+    for _ in range(5):
+        script.train_generator(G, D, opt_G, 256)
+    assert D(G(z)).mean().item() > before
+
+
+def test_scores_are_raw(script):
+    """No sigmoid or tanh at the end of D: its last layer times 1000 gives scores times 1000."""
+    _, D, _, _ = networks(script)
+    D.eval()
+    x = torch.randn(6, 1, 8, 8)
+    scores = D(x)
+    assert scores.shape == (6,)
+    last = [m for m in D.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    with torch.no_grad():
+        last.weight *= 1000
+        last.bias *= 1000
+    torch.testing.assert_close(D(x), 1000 * scores)
+
+
+def test_batchnorm_eps(script):
+    """BatchNorm2d(n, 0.8) sets eps, where momentum was meant."""
+    norms = [m for net in networks(script)[:2] for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(m.eps == 1e-5 for m in norms)
+
+
+def test_samples_do_not_depend_on_their_batch(script):
+    G, _, _, _ = networks(script)
+    z = torch.randn(8, 4)
+    together = script.sample(G, z)
+    assert G.training and not together.requires_grad
+    alone = torch.cat([script.sample(G, z[i:i + 1]) for i in range(8)])
+    torch.testing.assert_close(together, alone)
+    assert together.min() >= -1 and together.max() <= 1
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("side", (28, 32, 48, 50, 64))
+def test_sizes(script, side, channels):
+    shape = (channels, side, side)
+    G, D, opt_G, opt_D = networks(script, shape)
+    real = torch.rand(3, *shape) * 2 - 1
+    assert script.train_discriminator(G, D, opt_D, real).isfinite().all()
+    assert script.train_generator(G, D, opt_G, 3).isfinite()
+    assert script.sample(G, torch.randn(1, 4)).shape == (1, *shape)
+
+
+def test_fewer_images_than_a_batch(script, run):
+    out = run("--batch-size", 1000, "--epochs", 1)
+    assert load(out / "ckpt.pt")["step"] == 1
+
+
+def test_amp(script):
+    G, D, opt_G, opt_D = networks(script)
+    stats = script.train_discriminator(G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
+    loss = script.train_generator(G, D, opt_G, 8, amp=True)
+    assert stats.dtype == loss.dtype == torch.float32 and stats.isfinite().all() and loss.isfinite()
+
+
+# ---- what all scripts do ----
+
+def test_update_ema(script):
+    """decay min(0.9, (1 + t) / (10 + t)) by hand, buffers copied."""
+    G, average = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)), nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    w, a = G[0].weight.item(), average[0].weight.item()
+    G[1].running_mean += 3
+    for t, decay in ((1, 2 / 11), (2, 3 / 12), (1000, 0.9)):
+        script.update_ema(average, G, 0.9, t)
+        a = decay * a + (1 - decay) * w
+        assert average[0].weight.item() == pytest.approx(a, rel=1e-5)
+    assert average[1].running_mean.item() == 3
+
+
+def test_files_of_a_run(script, run, capsys):
+    out = run("--epochs", 3, "--save-every", 2, "--keep", "--log-every", 0)
+    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert names == {"ckpt.pt", "ckpt_0002.pt", "ckpt_0003.pt", "log.csv", "samples.gif",
+                     "samples/real.png", "samples/0002.png", "samples/0003.png"}
+    header, *rows = (out / "log.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows] == [[str(1 + i // 4), str(i + 1)] for i in range(12)]
+    assert all(len(row.split(",")) == len(header.split(",")) for row in rows)
+    assert Image.open(out / "samples/0003.png").size == (8 * 10 + 2, 8 * 10 + 2)
+    assert "left" in capsys.readouterr().out
+
+
+def test_seed_decides(script, run, tmp_path):
+    a, b, c = (load(run("--seed", s, "--out", tmp_path / name) and tmp_path / name / "ckpt.pt")
+               for s, name in ((1, "a"), (1, "b"), (2, "c")))
+    assert_same(a, b)
+    assert not torch.equal(*(next(iter(x["G"].values())) for x in (a, c)))
+
+
+def test_resume_equals_the_uninterrupted_run(script, run, tmp_path):
+    whole = run("--epochs", 4, "--out", tmp_path / "whole", "--log-every", 1e9)
+    whole = tmp_path / "whole"
+    half = run("--epochs", 3, "--keep", "--log-every", 1e9)
+    run("--resume", half / "ckpt_0002.pt", "--epochs", 4)       # a row for pass 3 is in log.csv already
+    a, b = load(whole / "ckpt.pt"), load(half / "ckpt.pt")
+    assert a["args"].pop("keep") is False and b["args"].pop("keep") is True
+    assert_same(a, b)
+    logs = [[row.split(",")[:-1] for row in (out / "log.csv").read_text().splitlines()] for out in (whole, half)]
+    assert logs[0] == logs[1] and len(logs[0]) == 5
+    assert (whole / "samples/0004.png").read_bytes() == (half / "samples/0004.png").read_bytes()
+    assert Image.open(half / "samples.gif").n_frames == 4
+
+
+def test_resume_takes_new_settings(script, run):
+    out = run("--epochs", 1, "--lr", 1e-3)
+    run("--resume", out / "ckpt.pt", "--epochs", 2, "--lr", 1e-4)
+    ckpt = load(out / "ckpt.pt")
+    assert ckpt["opt_G"]["param_groups"][0]["lr"] == ckpt["args"]["lr"] == 1e-4
+
+
+def test_sample(script, run, tmp_path):
+    out = run("--epochs", 1)
+    run("--sample", out / "ckpt.pt")
+    assert Image.open(out / "sample.png").size == (8 * 10 + 2, 8 * 10 + 2)
+    run("--sample", out / "ckpt.pt", "--num", 5, "--out", tmp_path / "many")
+    files = sorted((tmp_path / "many").iterdir())
+    assert [f.name for f in files] == [f"{i:05}.png" for i in range(5)]
+    image = Image.open(files[0])
+    assert image.size == (8, 8) and image.mode == "L"
+    grid = np.array(Image.open(out / "sample.png"))
+    assert (grid[2:10, 2:10] == np.array(image)).all()          # the same z, alone and in the grid
+    run("--sample", out / "ckpt.pt", "--seed", 1, "--out", tmp_path / "other.png")
+    assert (np.array(Image.open(tmp_path / "other.png")) != grid).any()
+
+
+def test_samples_are_of_the_average(script, run, tmp_path):
+    out = run("--epochs", 1)
+    ckpt = load(out / "ckpt.pt")
+    G = script.Generator(4, ckpt["shape"], 4)
+    G.load_state_dict(ckpt["G_ema"])
+    common.save_grid(script.sample(G, ckpt["z"]), tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes() == (out / "samples/0001.png").read_bytes()
+    assert not torch.equal(ckpt["G"]["net.0.weight"], ckpt["G_ema"]["net.0.weight"])
+
+
+def test_tensorboard(script, run, tmp_path, monkeypatch):
+    """Against a stand-in for the package, which is optional and not installed for the tests."""
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            calls.append(("open", purge_step))
+
+        def __getattr__(self, name):
+            return lambda tag, value, step: calls.append((name, tag, step))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run("--tensorboard", "--log-every", 1e9)
+    header = (tmp_path / "run/log.csv").read_text().splitlines()[0].split(",")
+    scalars = [c for c in calls if c[0] == "add_scalar"]
+    assert calls[0] == ("open", 1) and ("add_images", "samples", 8) in calls
+    assert len(scalars) == 2 * (len(header) - 3) and {c[2] for c in scalars} == {4, 8}
+
+
+def test_import_alone(script, tmp_path):
+    """A copy of the file in an empty folder imports with torch only, touches nothing, and can train."""
+    shutil.copy(script.__file__, tmp_path)
+    code = f"""
+import sys, torch
+for name in ("common", "torchvision", "PIL"):
+    sys.modules[name] = None            # importing it raises
+state = torch.get_rng_state()
+import {script.__name__} as m
+assert torch.equal(state, torch.get_rng_state())
+G, D = m.Generator(4, (1, 8, 8), 4), m.Discriminator((1, 8, 8), 4)
+m.train_discriminator(G, D, torch.optim.Adam(D.parameters()), torch.zeros(2, 1, 8, 8))
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [p.name for p in tmp_path.iterdir()] == [f"{script.__name__}.py"]
+
+
+def test_sigkill_leaves_a_checkpoint(script, folder, tmp_path):
+    """Killed twice in mid-run, the second time after resuming, while checkpoints are written without pause."""
+    ckpt = tmp_path / "run/ckpt.pt"
+    start = ["--data", folder, "--data-dir", tmp_path / "data", "--out", tmp_path / "run", "--batch-size", 8, *script.tiny]
+    for wait, flags in ((0.5, start), (0.8, ["--resume", ckpt])):
+        old = ckpt.stat().st_mtime_ns if ckpt.exists() else 0
+        with open(tmp_path / "output", "w") as output:
+            process = subprocess.Popen([sys.executable, script.__file__, *map(str, flags), "--epochs", "1000000",
+                                        "--save-every", "1"], stdout=output, stderr=output)
+        deadline = time.time() + 60
+        while not ckpt.exists() or ckpt.stat().st_mtime_ns == old:
+            assert process.poll() is None and time.time() < deadline, (tmp_path / "output").read_text()
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert load(ckpt)["epoch"] > 1
+        script.main(["--sample", str(ckpt)])
+
+
+def test_ctrl_c(script, run, monkeypatch, capsys):
+    """Ctrl-C ends with a line that says how to go on, and it works."""
+    out = run("--epochs", 1)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(script, "train_generator", interrupt)
+        run("--resume", out / "ckpt.pt", "--epochs", 2)
+    assert f"--resume {out / 'ckpt.pt'}" in str(stop.value.code)
+    run("--resume", out / "ckpt.pt", "--epochs", 2)
+    assert load(out / "ckpt.pt")["epoch"] == 2
+
+
+@gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", ([], ["--amp"]))
+def test_cuda(script, run, amp):
+    out = run("--device", "cuda", *amp)
+    run("--resume", out / "ckpt.pt", "--epochs", 3, "--device", "cuda")
+    run("--resume", out / "ckpt.pt", "--epochs", 4, "--device", "cpu")
+    run("--sample", out / "ckpt.pt", "--device", "cuda")
+
+
+# ---- bad input ----
+
+@pytest.mark.parametrize("flags, words", [
+    (["--data", "nothing"], "--data nothing"),
+    (["--classes", "horse"], "--classes horse: no such class; there are cat, dog"),
+    (["--batch-size", "0"], "--batch-size"), (["--batch-size", "1"], "--batch-size"), (["--batch-size", "x"], "--batch-size"),
+    (["--epochs", "0"], "--epochs"), (["--epochs", "1.5"], "--epochs"),
+    (["--image-size", "-1"], "--image-size"), (["--image-size", "100000"], "--image-size"),
+    (["--lr", "0"], "--lr"), (["--lr", "-1"], "--lr"), (["--lr", "nan"], "--lr"), (["--lr", "inf"], "--lr"),
+    (["--ema", "1"], "--ema"), (["--ema", "-0.1"], "--ema"), (["--beta1", "1"], "--beta1"),
+    (["--channels", "2"], "--channels"), (["--z-dim", "0"], "--z-dim"), (["--width", "0"], "--width"),
+    (["--device", "tpu"], "--device"), (["--epoch", "3"], "--epoch"), (["--num", "0"], "--num"),
+])
+def test_bad_flags(script, run, tmp_path, capsys, flags, words):
+    assert words in refused(capsys, run, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_folders(script, run, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"--data {empty}: no image files" in refused(capsys, run, "--data", empty)
+    (empty / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(SystemExit) as stop:
+        run("--data", empty)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "a.png" in error and f"error: --data {empty}: no image in it can be read" in error
+    one = write_images(tmp_path / "one", 1)
+    assert "1 image(s)" in refused(capsys, run, "--data", one)
+    large = write_images(tmp_path / "large", 3, size=(300, 300))
+    assert "side 300" in refused(capsys, run, "--data", large)
+    assert not (tmp_path / "run").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize("flag", ("--resume", "--sample"))
+def test_bad_checkpoints(script, run, tmp_path, capsys, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    good = run("--epochs", 1) / "ckpt.pt"
+    bad = tmp_path / "bad.pt"
+    assert f"{flag} {bad}: No such file" in refused(capsys, run, flag, bad)
+    assert f"{flag} {tmp_path}" in refused(capsys, run, flag, tmp_path)
+    whole = good.read_bytes()
+    for content in (b"", b"x", whole[:len(whole) // 2], pickle.dumps(Evil())):
+        bad.write_bytes(content)
+        assert f"{flag} {bad}: damaged" in refused(capsys, run, flag, bad)
+    for content in (Evil(), {"script": script.__name__, "G": Evil()}, [1], {"epoch": 3}):
+        torch.save(content, bad)
+        assert f"{flag} {bad}: damaged" in refused(capsys, run, flag, bad)
+    torch.save({**load(good), "script": "pix2pix"}, bad)
+    assert "pix2pix.py" in refused(capsys, run, flag, bad)
+    assert not (tmp_path / "evil").exists() and good.read_bytes() == whole
+
+
+def test_bad_resume(script, run, capsys):
+    ckpt = run() / "ckpt.pt"
+    whole = ckpt.read_bytes()
+    assert "--epochs 2" in refused(capsys, run, "--resume", ckpt)
+    assert "--width" in refused(capsys, run, "--resume", ckpt, "--epochs", 9, "--width", 5)
+    assert "--z-dim" in refused(capsys, run, "--resume", ckpt, "--epochs", 9, "--z-dim", 5)
+    assert "image shape" in refused(capsys, run, "--resume", ckpt, "--epochs", 9, "--image-size", 16)
+    assert ckpt.read_bytes() == whole
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_no_cuda(script, run, tmp_path, capsys):
+    assert "--device cuda: there is none" in refused(capsys, run, "--device", "cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_tensorboard(script, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install tensorboard" in refused(capsys, run, "--tensorboard")
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_cannot_be_written(script, run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        assert f"--out {tmp_path / out}" in refused(capsys, run, "--out", tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"
+    ckpt = run() / "ckpt.pt"
+    assert "--out" in refused(capsys, run, "--sample", ckpt, "--out", tmp_path / "file/below.png")
+
+
+def test_full_disk(script, run, capsys):
+    """The operating system stops the write half-way; the checkpoint before stays whole."""
+    ckpt = run("--epochs", 1) / "ckpt.pt"
+    whole = ckpt.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+    try:
+        error = refused(capsys, run, "--resume", ckpt, "--epochs", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{ckpt} cannot be written" in error
+    assert ckpt.read_bytes() == whole and not list(ckpt.parent.glob("*.tmp"))
+    run("--resume", ckpt, "--epochs", 2)
+
+
+@pytest.mark.parametrize("player", ("train_discriminator", "train_generator"))
+def test_nan_loss(script, run, capsys, monkeypatch, player):
+    out = run("--epochs", 1)
+    whole = (out / "ckpt.pt").read_bytes()
+    step = getattr(script, player)
+    monkeypatch.setattr(script, player, lambda *args, **kwargs: step(*args, **kwargs) * math.nan)
+    error = refused(capsys, run, "--resume", out / "ckpt.pt", "--epochs", 2, "--log-every", 0)
+    assert "nan at step 5" in error and str(out / "ckpt.pt") in error
+    assert (out / "ckpt.pt").read_bytes() == whole
+
+
+def test_nan_weight(script, run, capsys, monkeypatch):
+    """A weight that is not finite behind a loss that is: seen before the checkpoint is written over."""
+    out = run("--epochs", 1)
+    whole = (out / "ckpt.pt").read_bytes()
+
+    def break_D(G, D, *args, **kwargs):
+        with torch.no_grad():
+            next(D.parameters())[0] = math.inf
+        return torch.zeros(())
+    monkeypatch.setattr(script, "train_generator", break_D)
+    stats = script.train_discriminator(*networks(script)[:2], networks(script)[3], torch.zeros(8, 1, 8, 8))
+    monkeypatch.setattr(script, "train_discriminator", lambda *args, **kwargs: stats)
+    assert "a weight is not finite at step 8" in refused(capsys, run, "--resume", out / "ckpt.pt", "--epochs", 2)
+    assert (out / "ckpt.pt").read_bytes() == whole
+
+
+# ---- gan_mlp.py ----
+
+gan_mlp = importlib.import_module("gan_mlp")
+
+
+def test_gan_losses_are_cross_entropies():
+    real, fake = torch.randn(2, 64) * 5
+    one, zero = torch.ones(64), torch.zeros(64)
+    loss_real, loss_fake = gan_mlp.discriminator_loss(real, fake)
+    torch.testing.assert_close(loss_real, F.binary_cross_entropy_with_logits(real, one))
+    torch.testing.assert_close(loss_fake, F.binary_cross_entropy_with_logits(fake, zero))
+    torch.testing.assert_close(gan_mlp.generator_loss(fake), F.binary_cross_entropy_with_logits(fake, one))
+    torch.testing.assert_close(gan_mlp.generator_loss(fake, "minimax"), -F.binary_cross_entropy_with_logits(fake, zero))
+    assert all(x.isfinite() for x in gan_mlp.discriminator_loss(torch.full((2,), -1e4), torch.full((2,), 1e4)))
+
+
+def test_gan_jsd_bound_is_tight_for_the_best_D():
+    """Two distributions over three points, D* = p / (p + q): the bound is the divergence by its definition."""
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.1, 0.3, 0.6])
+    m = (p + q) / 2
+    jsd = ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
+
+    def bound(scores):      # the expectation as a mean over 10 draws in exact proportion
+        loss = gan_mlp.discriminator_loss(scores.repeat_interleave((10 * p).round().int()),
+                                          scores.repeat_interleave((10 * q).round().int()))
+        return gan_mlp.jsd_bound(sum(loss))
+
+    torch.testing.assert_close(bound((p / q).log()), jsd)
+    assert bound((p / q).log() + 0.3) < jsd
+    assert bound(torch.zeros(3)).abs() < 1e-6
+
+
+def test_gan_no_batchnorm_in_D():
+    D = gan_mlp.Discriminator((1, 8, 8), 4).eval()
+    assert not [m for m in D.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def test_gan_l1_pulls_towards_the_mean_image():
+    G, D, opt_G, _ = networks(gan_mlp)
+    G.net[-2].weight.data.zero_()
+    for p in D.parameters():
+        p.data.zero_()                  # no adversarial gradient
+    gan_mlp.train_generator(G, D, opt_G, 8, l1=0.0)
+    assert not G.net[-2].bias.grad.any()
+    gan_mlp.train_generator(G, D, opt_G, 8, l1=1.0, real=torch.ones(8, 1, 8, 8))
+    assert (G.net[-2].bias.grad < 0).all()
+
+
+@pytest.mark.parametrize("k", (1, 3))
+def test_gan_k_steps_of_D_for_one_of_G(folder, tmp_path, monkeypatch, k):
+    """Counted over two passes of 4 batches each, so that a pass begins within the k steps."""
+    calls = []
+    for name in ("train_discriminator", "train_generator"):
+        def step(*args, name=name, original=getattr(gan_mlp, name), **kwargs):
+            calls.append(name[6])
+            return original(*args, **kwargs)
+        monkeypatch.setattr(gan_mlp, name, step)
+    gan_mlp.main(["--data", str(folder), "--data-dir", str(tmp_path), "--out", str(tmp_path / "run"), "--batch-size", "8",
+                  "--epochs", "2", "--k", str(k), "--width", "4"])
+    assert "".join(calls) == {1: "dg" * 8, 3: "dddgdddgdd"}[k]
+
+
+# ---- common.py: pictures and batches ----
+
+def test_batches():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1) * 25
+    passes = [list(common.batches(images, 4)) for _ in range(20)]
+    assert all([b.shape for b in p] == [(4, 1, 1, 1)] * 2 for p in passes)
+    values = {round((v + 1) * 127.5) for p in passes for b in p for v in b.flatten().tolist()}
+    assert values == {25 * i for i in range(10)}                # shuffled: all have their turn
+    assert all(len(torch.cat(p).unique()) == 8 for p in passes)         # and none twice in a pass
+    assert torch.cat(list(common.batches(torch.tensor([0, 255]).byte().view(2, 1, 1, 1), 5))).sort(0)[0].flatten().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("channels, mode", ((1, "L"), (3, "RGB")))
+def test_save_grid_and_gif(tmp_path, channels, mode):
+    images = torch.rand(5, channels, 6, 6) * 2 - 1
+    common.save_grid(images, tmp_path / "grid.png", columns=3)
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.size == (3 * 8 + 2, 2 * 8 + 2) and picture.mode == mode
+    pixels = np.array(picture).reshape(18, 26, channels)
+    expected = ((images[4] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert (pixels[10:16, 10:16] == expected).all()             # second row, second column
+    common.save_grid(images * -1, tmp_path / "next.png", columns=3)
+    common.save_gif([tmp_path / "grid.png", tmp_path / "next.png"], tmp_path / "both.gif")
+    assert Image.open(tmp_path / "both.gif").n_frames == 2
+
+
+# ---- common.py: downloaded data sets, from files in the real formats ----
+
+def write_mnist(root, name="MNIST", packed=False):
+    """The four idx files with 12 and 6 images, packed or not; returns the pixels of both parts."""
+    raw, parts = root / name / "raw", []
+    raw.mkdir(parents=True)
+    for part, n in (("train", 12), ("t10k", 6)):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = np.arange(n, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+            path = raw / f"{part}-{kind}-ubyte"
+            path.with_suffix(".gz").write_bytes(gzip.compress(data)) if packed else path.write_bytes(data)
+        parts.append(pixels)
+    return parts
+
+
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_mnist(tmp_path, monkeypatch, packed):
+    no_network(monkeypatch)
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda path, md5=None: os.path.isfile(path))
+    train, test = write_mnist(tmp_path, packed=packed)
+    images, labels = common.load_images("mnist", tmp_path)
+    assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+    assert (images.numpy() == train[:, None]).all() and labels.tolist() == [*range(10), 0, 1]
+    images, _ = common.load_images("mnist", tmp_path, train=False)
+    assert (images.numpy() == test[:, None]).all()
+    assert common.default_data(tmp_path) == "mnist"
+    images, labels = common.load_images("mnist", tmp_path, classes=["seven", "1"])
+    assert labels.tolist() == [1, 0, 1] and (images.numpy() == train[[1, 7, 11], None]).all()
+    images, _ = common.load_images("mnist", tmp_path, image_size=32, channels=3)
+    assert images.shape == (12, 3, 32, 32) and (images[:, 0] == images[:, 2]).all()
+
+
+def test_fashion_mnist(tmp_path, monkeypatch):
+    no_network(monkeypatch)
+    train, _ = write_mnist(tmp_path, "FashionMNIST")
+    images, labels = common.load_images("fashion-mnist", tmp_path, classes=["Ankle boot"])
+    assert (images.numpy() == train[[9], None]).all() and labels.tolist() == [0]
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    no_network(monkeypatch)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
+    files = tmp_path / "cifar-10-batches-py"
+    files.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 3072), dtype=np.uint8)
+    for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
+        (files / name).write_bytes(pickle.dumps({"data": pixels[i], "labels": [i, 7]}))
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    (files / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    images, labels = common.load_images("cifar10", tmp_path)
+    assert (images.numpy() == pixels[:5].reshape(10, 3, 32, 32)).all() and labels.tolist() == [0, 7, 1, 7, 2, 7, 3, 7, 4, 7]
+    images, labels = common.load_images("cifar10", tmp_path, classes=["horse"], train=False, channels=1)
+    assert images.shape == (1, 1, 32, 32) and labels.tolist() == [0]
+    grey = pixels[5, 1].reshape(3, 32, 32).astype(float)
+    assert np.abs(images[0, 0].numpy() - (0.299 * grey[0] + 0.587 * grey[1] + 0.114 * grey[2])).max() < 1.5
+
+
+def test_without_network(script, run, tmp_path, capsys, monkeypatch):
+    """A data set asked for by name is never replaced; without a name it is, and the script says so."""
+    no_network(monkeypatch)
+    error = refused(capsys, run, "--data", "mnist")
+    assert "--data mnist" in error and "MNIST/raw" in error and "--data strokes" in error
+    assert not (tmp_path / "run").exists()
+    draw = common.strokes
+    monkeypatch.setattr(common, "strokes", lambda n: draw(n // 1000))
+    monkeypatch.setattr("sys.argv", [script.__file__])
+    script.main(["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--epochs", "1",
+                 "--batch-size", "8", *script.tiny])
+    assert "built-in strokes" in capsys.readouterr().err
+    assert load(tmp_path / "run/ckpt.pt")["args"]["data"] == "strokes"
+
+
+def test_network_that_never_answers(tmp_path):
+    start = time.time()
+    with pytest.raises(TimeoutError):
+        common._unless_stuck(lambda: time.sleep(30), tmp_path, seconds=0.2)
+    assert time.time() - start < 5
+
+    def slow():                         # but one that is slow is waited for
+        for i in range(6):
+            time.sleep(0.15)
+            (tmp_path / f"{i}").write_text("more")
+        return "done"
+    assert common._unless_stuck(slow, tmp_path, seconds=0.3) == "done"
+    with pytest.raises(KeyError):
+        common._unless_stuck(lambda: {}["x"], tmp_path)
+
+
+def test_damaged_download(tmp_path, monkeypatch):
+    no_network(monkeypatch)
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(common.DataError, match="--data mnist"):
+        common.load_images("mnist", tmp_path)
+
+
+# ---- common.py: folders ----
+
+def test_flat_folder(tmp_path):
+    flat = write_images(tmp_path / "flat", 20, "RGB", (12, 12))
+    images, labels = common.load_images(str(flat), tmp_path)
+    assert images.shape == (18, 3, 12, 12) and not labels.any()
+    held, _ = common.load_images(str(flat), tmp_path, train=False)
+    every = {np.array(Image.open(p)).transpose(2, 0, 1).tobytes() for p in flat.iterdir()}
+    rows = [{x.numpy().tobytes() for x in part} for part in (images, held)]
+    assert len(held) == 2 and rows[0] | rows[1] == every and not rows[0] & rows[1]
+
+
+def test_class_folders(folder, tmp_path):
+    images, labels = common.load_images(str(folder), tmp_path)
+    assert images.shape == (36, 1, 8, 8) and labels.bincount().tolist() == [18, 18]
+    dogs, labels = common.load_images(str(folder), tmp_path, classes=["dog"])
+    assert labels.tolist() == [0] * 18 and torch.equal(dogs, images[18:])
+    _, labels = common.load_images(str(folder), tmp_path, classes=["1", "cat"])
+    assert labels.bincount().tolist() == [18, 18] and labels[0] == 1
+    deep = tmp_path / "deep"
+    shutil.copytree(folder / "cat", deep / "cat/more")
+    assert len(common.load_images(str(deep), tmp_path)[0]) == 18
+    write_images(deep, 1)
+    with pytest.raises(common.DataError, match="beside sub-folders"):
+        common.load_images(str(deep), tmp_path)
+
+
+@pytest.mark.parametrize("modes, channels", ((("L",), 1), (("RGB",), 3), (("RGBA",), 3), (("L", "RGBA"), 3)))
+def test_folder_modes(tmp_path, modes, channels):
+    for mode in modes:
+        write_images(tmp_path / "images", 4, mode, (10, 10))
+        for path in sorted((tmp_path / "images").glob("0*.png")):
+            path.rename(path.with_name(f"{mode}{path.name}"))
+    images, _ = common.load_images(str(tmp_path / "images"), tmp_path)
+    assert images.shape[1:] == (channels, 10, 10)
+    for want in (1, 3):
+        assert common.load_images(str(tmp_path / "images"), tmp_path, channels=want)[0].shape[1] == want
+
+
+def test_folder_sizes(tmp_path):
+    """Mixed sizes give 64; an oblong image is scaled and cropped to its centre."""
+    write_images(tmp_path / "images", 4, "RGB", (10, 10))
+    path = tmp_path / "images/wide.bmp"
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 20:40] = 255
+    Image.fromarray(wide).save(path)
+    assert common.load_images(str(tmp_path / "images"), tmp_path)[0].shape[1:] == (3, 64, 64)
+    for p in (tmp_path / "images").glob("*.png"):
+        Image.fromarray(wide).save(p)
+    images, _ = common.load_images(str(tmp_path / "images"), tmp_path, image_size=10)
+    assert images.shape == (4, 1, 10, 10) and images[..., 1:-1].min() == 255
+    assert common.load_images(str(tmp_path / "images"), tmp_path)[0].shape[-1] == 64
+
+
+def test_folder_16_bits_and_orientation(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / f"images/{i}.png")
+    images, _ = common.load_images(str(tmp_path / "images"), tmp_path)
+    assert images.shape == (1, 1, 8, 8) and (images == 128).all()
+    (tmp_path / "photos").mkdir()
+    picture = Image.fromarray(np.repeat([[0], [255]], 8, 1).repeat(4, 0).astype(np.uint8))      # bright below
+    exif = Image.Exif()
+    exif[0x0112] = 3                    # shown upside down
+    for i in range(2):
+        picture.save(tmp_path / f"photos/{i}.jpg", exif=exif)
+    images, _ = common.load_images(str(tmp_path / "photos"), tmp_path)
+    assert images[0, 0, :3].min() > 200 and images[0, 0, 5:].max() < 50
+
+
+def test_unreadable_files(tmp_path, capsys):
+    images = write_images(tmp_path / "images", 10)
+    whole = (images / "003.png").read_bytes()
+    (images / "003.png").write_bytes(whole[:len(whole) // 2])   # its header is fine, its pixels are not
+    (images / "004.png").write_bytes(b"")
+    (images / "notes.txt").write_text("no picture, and not said to be one")
+    n = sum(len(common.load_images(str(images), tmp_path, train=train)[0]) for train in (True, False))
+    error = capsys.readouterr().err
+    assert n == 8 and "003.png" in error and "004.png" in error and "005.png" not in error
+
+
+def test_folder_cache(tmp_path, monkeypatch, capsys):
+    images = write_images(tmp_path / "images", 10)
+    first = common.load_images(str(images), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", None)                      # decoding is no longer possible
+        assert_same(first, common.load_images(str(images), tmp_path))
+    write_images(images, 10, seed=5)                            # the files change, so must the result
+    second = common.load_images(str(images), tmp_path)
+    assert not torch.equal(first[0], second[0])
+    for cache in (tmp_path / "cache").iterdir():
+        cache.write_bytes(b"damaged")
+    assert_same(second, common.load_images(str(images), tmp_path))
+    (tmp_path / "file").write_text("")
+    assert_same(second, common.load_images(str(images), tmp_path / "file"))     # no place for a cache
+    assert "not cached" in capsys.readouterr().err
+
+
+def test_too_large_for_memory(folder, tmp_path):
+    with pytest.raises(common.DataError, match="GB"):
+        common.load_images(str(folder), tmp_path, image_size=10**7)
+
+
+# ---- common.py: strokes ----
+
+def test_strokes():
+    images, labels, slant, width = common.strokes(600, seed=3)
+    assert images.shape == (600, 1, 28, 28) and images.dtype == torch.uint8
+    assert labels.bincount(minlength=10).min() > 30
+    for a, b in zip(common.strokes(600, seed=3), (images, labels, slant, width)):
+        assert torch.equal(a, b)
+    assert not torch.equal(common.strokes(600, seed=4)[0], images)
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]], -1)
+    assert (border.amax((1, 2)) > 0).float().mean() < 0.05      # hardly any leaves the picture
+    grey = ((images > 0) & (images < 255)).sum((1, 2, 3)).float()
+    assert (grey > 10).all()                                    # soft edges
+
+
+def test_strokes_slant_and_width_can_be_read_off():
+    """By image moments and by ink, within each digit: the truth that the strokes come with is true."""
+    images, labels, slant, width = common.strokes(2000)
+    x = torch.arange(28.0)
+    pixels = images[:, 0].float() / 255
+    mass = pixels.sum((1, 2))
+    cx, cy = (pixels.sum(1) * x).sum(1) / mass, (pixels.sum(2) * x).sum(1) / mass
+    dx, dy = x[None, None] - cx[:, None, None], x[None, :, None] - cy[:, None, None]
+    shear = -(pixels * dx * dy).sum((1, 2)) / (pixels * dy**2).sum((1, 2))
+    for digit in range(10):
+        rows = labels == digit
+        assert torch.corrcoef(torch.stack([slant[rows], shear[rows]]))[0, 1] > 0.7
+        assert torch.corrcoef(torch.stack([width[rows], mass[rows]]))[0, 1] > 0.8
+
+
+def test_strokes_split():
+    train, labels = common.load_images("strokes")
+    held, _ = common.load_images("strokes", train=False)
+    assert len(train) == 18_000 and len(held) == 2_000
+    images = common.strokes(20_000)[0]
+    assert torch.equal(torch.cat([train, held]), images)
+
+
+# ---- README ----
+
+COMMANDS = re.findall(r"^ *python ((?:benchmarks/)?\w+\.py.*?) *(?:#.*)?$", (HERE / "README.md").read_text(), re.M)
+
+
+def test_readme_commands(folder, tmp_path, monkeypatch):
+    """Every command of the README, in its order, in one empty folder, with tiny data and one pass."""
+    monkeypatch.chdir(tmp_path)
+    assert COMMANDS
+    for command in COMMANDS:
+        name, *flags = command.split()
+        if name.startswith("benchmarks/"):
+            subprocess.run([sys.executable, HERE / name, *flags, "--quick"], check=True, capture_output=True)
+            continue
+        script = importlib.import_module(name.removesuffix(".py"))
+        if "--sample" in flags:
+            flags += ["--num", "4"]
+        elif "--resume" in flags:
+            flags += ["--epochs", "2"]
+        elif "--help" not in flags:
+            flags += ["--data", str(folder), "--epochs", "1", *SCRIPTS[script.SCRIPT]]
+            if "--classes" in flags:
+                flags += ["--classes", "cat"]
+        script.main(flags)
