@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 
-class DataError(Exception):
+class DataError(OSError):
     """The data asked for cannot be had; the message is one line that names the flag and a remedy."""
 
 
@@ -39,8 +39,8 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images, labels, names = _load_torchvision(data, data_dir, train)
     elif data == "strokes":
         images, labels = strokes(20_000)[:2]
-        images, labels = (x[:18_000] if train else x[18_000:] for x in (images, labels))
-        names = "0123456789"
+        split = slice(None, len(images) * 9 // 10) if train else slice(len(images) * 9 // 10, None)
+        images, labels, names = images[split], labels[split], "0123456789"
     elif os.path.isdir(data):
         paths, labels, names = _list_folder(data, train)
     else:

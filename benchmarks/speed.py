@@ -1,0 +1,153 @@
+"""How fast is a script, beside the loop that most GAN code copies, and beside what the machine can do?
+
+    python benchmarks/speed.py                  # about 2 minutes on 2 CPU cores
+
+The yardstick trains the same networks with the same batch size in the way found everywhere: images one
+by one through a DataLoader with ToTensor and Normalize, tensors of labels, D's weights left to collect
+gradients in G's step, an optimizer without options, and .item() after every step. Both loops run in
+turn, several times, in one process; the table has the medians. What is timed of a script is all that it
+does in a step: the batch, both updates and the moving average.
+"""
+
+import argparse
+import copy
+import importlib
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+
+
+class PlainImages(Dataset):
+    """What torchvision.datasets.MNIST does for each image."""
+
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        from PIL import Image
+        return self.transform(Image.fromarray(self.images[i, 0].numpy())), 0
+
+
+def yardstick(script, images, batch_size, device):
+    """One pass of the usual loop over grey images (N, 1, H, W)."""
+    from torchvision import transforms
+    shape = tuple(images.shape[1:])
+    G, D = script.Generator(shape=shape).to(device), script.Discriminator(shape=shape).to(device)
+    opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    opt_D = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    loss = nn.BCELoss()
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    loader = DataLoader(PlainImages(images.cpu(), transform), batch_size, shuffle=True, drop_last=True)
+
+    def one_pass():
+        for real, _ in loader:
+            real = real.to(device)
+            valid, invalid = torch.ones(len(real), device=device), torch.zeros(len(real), device=device)
+            fake = G(torch.randn(len(real), G.z_dim, device=device))
+            opt_G.zero_grad()
+            loss_G = loss(D(fake).sigmoid(), valid)
+            loss_G.backward()
+            opt_G.step()
+            opt_D.zero_grad()
+            loss_D = (loss(D(real).sigmoid(), valid) + loss(D(fake.detach()).sigmoid(), invalid)) / 2
+            loss_D.backward()
+            opt_D.step()
+            loss_G.item(), loss_D.item()
+    return one_pass
+
+
+def script_loop(script, images, batch_size, device, amp):
+    """One pass of the script's own updates, as in its train()."""
+    shape = tuple(images.shape[1:])
+    G, D = script.Generator(shape=shape).to(device), script.Discriminator(shape=shape).to(device)
+    G_ema = copy.deepcopy(G).requires_grad_(False)
+    fused = device.type != "mps"
+    opt_G = torch.optim.Adam(G.parameters(), lr=3e-4, betas=(0.0, 0.999), fused=fused)
+    opt_D = torch.optim.Adam(D.parameters(), lr=3e-4, betas=(0.0, 0.999), fused=fused)
+
+    def one_pass():
+        for t, real in enumerate(common.batches(images, batch_size), 1):
+            script.train_discriminator(G, D, opt_D, real, amp=amp)
+            script.train_generator(G, D, opt_G, len(real), amp=amp)
+            script.update_ema(G_ema, G, 0.999, t)
+
+    def flops():
+        """Floating-point operations of the matrix products and convolutions in one step."""
+        real = next(common.batches(images, batch_size))
+        with FlopCounterMode(display=False) as counter:
+            script.train_discriminator(G, D, opt_D, real)
+            script.train_generator(G, D, opt_G, len(real))
+        return counter.get_total_flops()
+    return one_pass, flops()
+
+
+def seconds(call, device):
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def matmul_rate(device, size, dtype=torch.float32):
+    """Floating-point operations a second in products of square matrices: the best of 20."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(20))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--scripts", nargs="+", default=["gan_mlp"])
+    parser.add_argument("--images", type=int, default=20_000, help="in a timed pass (default: 20000)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--amp", action="store_true", help="time the script's --amp as well")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--quick", action="store_true", help="see that it runs; the figures mean nothing")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.images, args.repeats = 128, 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = common.strokes(128)[0] if args.quick else common.load_images(
+        common.default_data(args.data_dir), args.data_dir)[0]
+    images = images[:args.images].to(device)
+    rate = matmul_rate(device, 256 if args.quick else 8192 if device.type == "cuda" else 2048)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {name}, float32 matrix products {rate / 1e9:.0f} GFLOP/s; batch "
+          f"{args.batch_size}, median of {args.repeats} passes over {len(images):,} images")
+    print(f"{'':26} s / 60,000 images   images/s   of yardstick's time   of matrix rate")
+    for name in args.scripts:
+        script = importlib.import_module(name)
+        one_pass, flops = script_loop(script, images, args.batch_size, device, amp=False)
+        loops = {f"{name} yardstick": yardstick(script, images, args.batch_size, device), name: one_pass}
+        if args.amp:
+            loops[f"{name} --amp"] = script_loop(script, images, args.batch_size, device, amp=True)[0]
+        times = {loop: [] for loop in loops}
+        for repeat in range(args.repeats + 1):
+            for loop, call in loops.items():
+                elapsed = seconds(call, device)
+                if repeat:              # the first pass warms up
+                    times[loop].append(elapsed)
+        medians = {loop: statistics.median(t) for loop, t in times.items() if t}
+        n = len(images) // args.batch_size * args.batch_size
+        for loop, elapsed in medians.items():
+            share = f"{n / args.batch_size * flops / elapsed / rate:15.0%}" if "yard" not in loop else ""
+            print(f"{loop:26} {elapsed * 60_000 / n:18.1f} {n / elapsed:10.0f} "
+                  f"{elapsed / medians[f'{name} yardstick']:21.2f} {share}")
+
+
+if __name__ == "__main__":
+    main()
