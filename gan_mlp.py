@@ -1,28 +1,31 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
-The generator G turns noise z into an image G(z). The discriminator D gives the probability D(x)
-that an image x is real. D learns to tell real images from G's, and G to have its own taken for real:
+A generator G turns noise z into an image G(z); a discriminator D gives the probability D(x) that
+an image x is real. With E the mean over the training images x, or over z ~ N(0, I):
 
     D maximises  V(D, G) = E log D(x) + E log(1 - D(G(z)))
     G minimises  V(D, G)            with --loss minimax, or
     G maximises  E log D(G(z))      with --loss ns, "non-saturating", the default
 
-Why this makes images: for any G the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and there
-V = -log 4 + 2 JSD(p_data || p_g). A D that plays well thus measures how far the generated images are
-from the real ones, as a Jensen-Shannon divergence, and a G that plays against it makes that distance
-smaller, which nobody could have written down as a formula of images. The game ends at p_g = p_data,
-where D(x) = 1/2 everywhere. No D beats D*, so any D gives a bound, JSD >= log 2 - loss_D / 2 with
-loss_D = -V. The log calls it jsd: 0 when D is fooled, log 2 = 0.693 when it never is. (A minibatch
-estimate: below 0 when D is worse than chance, too high when D knows the training images by heart.)
+Why this makes images (section 4.1): let p_data and p_g be the densities of x and of G(z). For a
+given G the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and V(D*, G) = 2 JSD - log 4, where
+JSD is the Jensen-Shannon divergence of p_data and p_g: 0 where they are equal, log 2 = 0.693 at
+most. To lower V against a good D is to move p_g towards p_data; when it is there, D(x) = 1/2.
 
-Why two losses of G: their optimum is the same, but as long as D rejects all fakes, D(G(z)) is near 0.
-There log(1 - D(G(z))) is flat, and minimax stalls when G has the most to learn; -log D(G(z)) is steep.
+No D beats D*, so each D gives a bound: log 2 - loss_D / 2 <= JSD with loss_D = -V, logged as jsd. It
+is small when the images are good, but also when D is weak: look at the images. (As an estimate on
+batches it can be negative, if D does worse than 1/2 everywhere, or too high, if D overfits.)
+
+Why "ns": let s be the logit of D(G(z)). The slope of log(1 - D) in s is -D, next to nothing while D
+rejects all fakes, when G has the most to learn; that of -log D is -(1 - D). Where p_g = p_data both
+losses rest.
 
 Not as in the paper: Adam, BatchNorm and GELU in G, LeakyReLU in D in place of maxout and dropout,
 normal z in place of uniform, and samples from a moving average of G's weights.
 
-A healthy run: D(x) and D(G(z)) meet close to 0.5, loss_real, loss_fake and loss_G close to 0.693, and
-jsd goes down to a few hundredths. A D(G(z)) that stays near 0 means that G has lost.
+A healthy run: after some hundred steps D(x) and D(G(z)) stay near 0.5, loss_real, loss_fake and
+loss_G near 0.693, jsd near 0, and the images get better all the same, as both players do. In an
+unhealthy one D(G(z)) goes to 0, or all images look alike.
 
     python gan_mlp.py                                   # MNIST, 10 passes, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png
@@ -30,6 +33,7 @@ jsd goes down to a few hundredths. A D(G(z)) that stays near 0 means that G has 
 """
 
 import argparse
+import contextlib
 import copy
 import math
 import os
@@ -53,12 +57,13 @@ class Generator(nn.Module):
     def __init__(self, z_dim=96, shape=(1, 28, 28), width=128):
         super().__init__()
         self.z_dim, self.shape = z_dim, tuple(shape)
-        sizes = [z_dim, width, 2 * width, 4 * width, 8 * width]
+        sizes = [z_dim, width, 2 * width, 4 * width]
         layers = []
         for n_in, n_out in zip(sizes, sizes[1:]):
-            # BatchNorm in G only: in D it tells real batches from fake ones, and G collapses
+            # BatchNorm (it adds a bias of its own) in G only: D's batches are all real or all fake,
+            # and their statistics would give away which
             layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()]
-        self.net = nn.Sequential(*layers, nn.Linear(8 * width, math.prod(shape)), nn.Tanh())
+        self.net = nn.Sequential(*layers, nn.Linear(4 * width, math.prod(shape)), nn.Tanh())
 
     def forward(self, z):
         return self.net(z).view(-1, *self.shape)
@@ -69,7 +74,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=128):
         super().__init__()
-        self.net = nn.Sequential(       # smaller than G, who has the harder task
+        self.net = nn.Sequential(
             nn.Flatten(),
             nn.Linear(math.prod(shape), 4 * width), nn.LeakyReLU(0.2),
             nn.Linear(4 * width, 2 * width), nn.LeakyReLU(0.2),
@@ -81,16 +86,16 @@ class Discriminator(nn.Module):
 
 
 # ---- losses ----
-# Of scores s = logit D: log D = -softplus(-s) and log(1 - D) = -softplus(s), which is never log 0.
+# D = sigmoid(s), so log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s), finite for all scores s.
 
 def discriminator_loss(s_real, s_fake):
     """-E log D(x) and -E log(1 - D(G(z))) in nats, from scores (B,) of real images and of fakes."""
-    return F.softplus(-s_real).mean(), F.softplus(s_fake).mean()
+    return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake, loss="ns"):
     """What G minimises, from scores (B,): -E log D(G(z)) ("ns"), E log(1 - D(G(z))) ("minimax")."""
-    return F.softplus(-s_fake).mean() if loss == "ns" else -F.softplus(s_fake).mean()
+    return -F.logsigmoid(s_fake).mean() if loss == "ns" else F.logsigmoid(-s_fake).mean()
 
 
 def jsd_bound(loss_D):
@@ -101,19 +106,25 @@ def jsd_bound(loss_D):
 # ---- one update of each player (Algorithm 1) ----
 
 def noise(G, n):
-    """z ~ N(0, 1), (n, z_dim), on G's device."""
+    """z ~ N(0, I), (n, z_dim), on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
+
+
+def autocast(device, amp):
+    """bfloat16 for the layers that stand it, with --amp."""
+    return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
 
 
 def train_discriminator(G, D, opt, real, *, amp=False):
     """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes.
 
-    Returns (4,): -E log D(x), -E log(1 - D(G(z))), E D(x), E D(G(z)).
+    Returns four numbers, (4,): -E log D(x), -E log(1 - D(G(z))), E D(x), E D(G(z)).
     """
-    with torch.autocast(real.device.type, torch.bfloat16, enabled=amp):
+    with autocast(real.device, amp):
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(noise(G, len(real)))
-        s_real, s_fake = D(real), D(fake)
+        # one call for both is faster; right only because no layer of D mixes the images of a batch
+        s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     opt.zero_grad()
     (loss_real + loss_fake).backward()
@@ -123,19 +134,20 @@ def train_discriminator(G, D, opt, real, *, amp=False):
 
 
 def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
-    """One step of G on n fakes. Returns the adversarial loss of G, ().
+    """One step of G on n fakes. Returns the adversarial loss of G, one number, ().
 
-    l1 > 0 adds l1 E|G(z) - x| over the images `real` (n, C, H, W). Some tutorials do; but G(z) and x
-    are no pair, so that this pulls each G(z) towards the mean image.
+    l1 > 0 adds l1 E|G(z) - x| over the images `real` (n, C, H, W). Some tutorials do, yet G(z)
+    and x are no pair: this pulls every G(z) to one image, the pixel-wise median of the data.
     """
     z = noise(G, n)
     D.requires_grad_(False)             # its gradients would be computed for nothing
-    with torch.autocast(z.device.type, torch.bfloat16, enabled=amp):
+    with autocast(z.device, amp):
         fake = G(z)
         s_fake = D(fake)
     loss_G = generator_loss(s_fake, loss)
+    total = loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G
     opt.zero_grad()
-    (loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G).backward()
+    total.backward()
     opt.step()
     D.requires_grad_(True)
     return loss_G.detach()
@@ -146,11 +158,13 @@ def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
     """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    decay = min(decay, (1 + t) / (10 + t))      # short at first, to forget the random start
+    # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
+    # the random start
+    decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
         average.lerp_(weight, 1 - decay)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm averages these itself
+        average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
 
 
 @torch.no_grad()
@@ -169,36 +183,38 @@ def train(args, ckpt=None):
     # imported here, so that all above this line works in a copy of this file alone, with torch only
     from common import batches, default_data, load_images, save_gif, save_grid
     device = pick_device(args.device)
+    if args.amp and device.type == "mps":
+        fail("--amp: on cuda and cpu only")
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)
     images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                             image_size=args.image_size, channels=args.channels)
     shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
     if len(images) < 2 or shape[-1] > 256:
-        fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]}; there must be 2 or more, "
-             "and of an --image-size up to 256")
+        fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
+             "least 2, and an --image-size of at most 256")
 
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     adam = dict(betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
-                fused=device.type != "mps")
+                fused=device.type != "mps")     # one kernel for all weights; torch 2.4 has no mps one
     opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **adam)
     opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **adam)
+    nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)                    # the same for all grids, so that they show what changes
     epoch, step, grids = 0, 0, []
     if ckpt:
         try:
-            for name, net in {"G": G, "D": D, "G_ema": G_ema}.items():
+            for name, net in nets.items():
                 net.load_state_dict(ckpt[name])
-            for name, opt in {"opt_G": opt_G, "opt_D": opt_D}.items():
-                # its moments, with the settings of this run
+            for name, opt in opts.items():      # Adam's moments; lr and betas are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (RuntimeError, ValueError):
             fail(f"--resume {args.resume}: is of another --width, --z-dim or image shape")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
-            fail(f"--epochs {args.epochs}: {args.resume} has {epoch} behind it; ask for more in total")
+            fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
         torch.set_rng_state(ckpt["rng"])
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
@@ -208,12 +224,11 @@ def train(args, ckpt=None):
     (out / "samples").mkdir(parents=True, exist_ok=True)
     columns = ("loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G", "jsd")
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
-    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:64].to(device)
-    save_grid(images[some] / 127.5 - 1, out / "samples/real.png")
+    save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
     print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches a pass, on {device}")
 
     save_every = args.save_every or max(1, round(args.epochs / 40))
-    log_D, log_G, logged, since = [], [], step, time.time()
+    log_D, log_G, logged, since = [], [], step, time.perf_counter()
     while epoch < args.epochs:
         epoch += 1
         for i, real in enumerate(batches(images, args.batch_size), 1):
@@ -224,14 +239,15 @@ def train(args, ckpt=None):
                                              real=real, amp=args.amp))
                 update_ema(G_ema, G, args.ema, step // args.k)
 
-            if log_G and (i == n_batches or time.time() > since + args.log_every):
-                # the means since the last line; only here does the host wait for the device
+            if log_G and (i == n_batches or time.perf_counter() > since + args.log_every):
+                # means since the last line; within a pass the host waits for the device only here
                 means = torch.cat([torch.stack(log_D).mean(0), torch.stack(log_G).mean(0)[None]])
                 values = means.tolist()
                 if not all(map(math.isfinite, values)):
-                    fail(f"a loss is {sum(values)} at step {step}; {out / 'ckpt.pt'} is from before it")
+                    fail(f"a loss is not finite at step {step}; try a lower --lr, from scratch or "
+                         "from the last checkpoint")
                 values.append(jsd_bound(values[0] + values[1]))
-                speed = (step - logged) * len(real) / (time.time() - since)
+                speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
                 print(f"epoch {epoch}/{args.epochs} step {step} ",
                       *(f"{name} {value:.3f}" for name, value in zip(columns, values)),
@@ -240,24 +256,26 @@ def train(args, ckpt=None):
                 if writer:
                     for name, value in zip(columns, values):
                         writer.add_scalar(name, value, step)
-                log_D, log_G, logged, since = [], [], step, time.time()
+                log_D, log_G, logged, since = [], [], step, time.perf_counter()
 
         if epoch % save_every == 0 or epoch == args.epochs:
             if not all(w.isfinite().all() for net in (G, D) for w in net.state_dict().values()):
-                fail(f"a weight is not finite at step {step}; {out / 'ckpt.pt'} is from before it")
-            grids = [*grids, f"samples/{epoch:04}.png"]
-            save_grid(sample(G_ema, z), out / grids[-1])
+                fail(f"a weight is not finite at step {step}; try a lower --lr, from scratch or "
+                     "from the last checkpoint")
+            grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
+            save_grid(images_z, out / grids[-1])
             if writer:
-                writer.add_images("samples", sample(G_ema, z) / 2 + 0.5, step)
-            settings = {name: v for name, v in vars(args).items() if name not in THIS_RUN}
-            ckpt = {"script": SCRIPT, "args": settings, "shape": shape, "epoch": epoch, "step": step,
-                    "z": z, "grids": grids, "G": G.state_dict(), "D": D.state_dict(),
-                    "G_ema": G_ema.state_dict(), "opt_G": opt_G.state_dict(),
-                    "opt_D": opt_D.state_dict(), "rng": torch.get_rng_state(),
-                    "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None}
-            save_checkpoint(ckpt, out / "ckpt.pt")
+                writer.add_images("samples", images_z / 2 + 0.5, step)
+            state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
+                     "grids": grids, "z": z,
+                     "args": {name: v for name, v in vars(args).items() if name not in THIS_RUN},
+                     **{name: part.state_dict() for name, part in {**nets, **opts}.items()},
+                     "rng": torch.get_rng_state(),
+                     "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None}
+            save_checkpoint(state, out / "ckpt.pt")
             if args.keep:
-                save_checkpoint(ckpt, out / f"ckpt_{epoch:04}.pt")
+                save_checkpoint(state, out / f"ckpt_{epoch:04}.pt")
+            since = time.perf_counter()
     save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
     print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
 
@@ -285,7 +303,7 @@ def sample_checkpoint(args, ckpt):
 # ---- files, devices, errors ----
 
 def save_checkpoint(ckpt, path):
-    """Write beside `path`, then move into place: no kill or full disk can leave half a checkpoint."""
+    """Write beside `path`, then move into place: no kill, no full disk can leave half a file."""
     temporary = Path(f"{path}.tmp")
     try:
         torch.save(ckpt, temporary)
@@ -297,14 +315,14 @@ def save_checkpoint(ckpt, path):
 
 
 def load_checkpoint(path, flag):
-    """What save_checkpoint wrote. weights_only: reads data, and runs no code that a pickle may hold."""
+    """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
+    if not os.path.isfile(path):
+        fail(f"{flag} {path}: there is no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # fail() says it in one line
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
         script = ckpt["script"]
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        fail(f"{flag} {path}: {error.strerror}")
     except Exception:                   # whatever zip files, pickles and dicts of others may raise
         fail(f"{flag} {path}: damaged, or not a checkpoint")
     if script != SCRIPT:
@@ -313,8 +331,9 @@ def load_checkpoint(path, flag):
 
 
 def open_log(path, step, header):
-    """Open log.csv behind the rows up to `step`, those that a resumed run builds on."""
+    """Open log.csv behind the whole rows up to `step`, those that a resumed run builds on."""
     rows = path.read_text().splitlines()[1:] if step and path.exists() else []
+    rows = [row for row in rows if row.count(",") == len(header) - 1]
     log = open(path, "w", buffering=1)
     print(",".join(header), *(row for row in rows if int(row.split(",")[1]) <= step),
           sep="\n", file=log)
@@ -330,7 +349,8 @@ def open_tensorboard(out, step):
 
 
 def pick_device(name):
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    mps = torch.backends.mps.is_available()
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
         name = next(kind for kind in there if there[kind])
     if not there[name]:
@@ -346,7 +366,7 @@ def fail(message):
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num")     # settings no checkpoint hands on
+THIS_RUN = ("out", "device", "resume", "sample", "num")     # flags that a checkpoint does not keep
 
 
 def between(kind, low, high):
@@ -370,55 +390,62 @@ def get_args(argv=None):
     arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; else mnist or strokes")
     arg("--data-dir", default="data", help="for downloads and decoded folders")
     arg("--classes", nargs="+", help="train on these only: names or numbers")
-    arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: that of the data")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: as the data")
+    arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
     arg = parser.add_argument_group("training").add_argument
     arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
     arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=3e-4, help="learning rate of G")
     arg("--lr-d", type=between(float, 0, 1), default=0, help="learning rate of D; 0: that of G")
-    arg("--beta1", type=fraction, default=0.0, help="momentum lags behind a moving opponent")
+    arg("--beta1", type=fraction, default=0.0, help="of Adam; momentum is of an old opponent")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z-dim", type=between(int, 1, 10**5), default=96, help="numbers in z")
-    arg("--width", type=between(int, 1, 10**4), default=128, help="of the narrowest layer")
+    arg("--width", type=between(int, 1, 10**4), default=128, help="of G's first layer")
     arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
-    arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of training, or of --sample")
+    arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
     arg("--k", type=positive, default=1, help="steps of D for each of G")
     arg("--loss", choices=("ns", "minimax"), default="ns", help="of G")
     arg("--l1", type=between(float, 0, 1e6), default=0, help="weight of an L1 term for G")
     arg("--weight-decay", type=between(float, 0, 1), default=0, help="of Adam")
     arg = parser.add_argument_group("output").add_argument
     arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
-    arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds, and after each pass")
-    arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: 40 times a run")
-    arg("--keep", action="store_true", help="keep every checkpoint")
-    arg("--tensorboard", action="store_true", help="write the log there, too")
+    arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")
+    arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: about 40 a run")
+    switch = argparse.BooleanOptionalAction
+    arg("--keep", action=switch, default=False, help="keep every checkpoint")
+    arg("--tensorboard", action=switch, default=False, help="write the log there, too")
     arg = parser.add_argument_group("machine").add_argument
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
-    arg("--amp", action="store_true", help="bfloat16 where it is safe")
-    arg = parser.add_argument_group("modes").add_argument
+    arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
+    group = parser.add_argument_group("modes")
+    group.add_argument("--num", type=positive, default=64, help="of images to --sample")
+    arg = group.add_mutually_exclusive_group().add_argument
     arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
     arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
-    arg("--num", type=positive, default=64, help="of images to --sample")
 
     args = parser.parse_args(argv)
-    path, ckpt, out = args.sample or args.resume, None, Path("out", SCRIPT)
+    path, ckpt, folder = args.sample or args.resume, None, Path("out", SCRIPT)
     if path:
-        ckpt, out = load_checkpoint(path, "--sample" if args.sample else "--resume"), Path(path).parent
+        ckpt = load_checkpoint(path, "--sample" if args.sample else "--resume")
+        folder = Path(path).parent
         parser.set_defaults(**ckpt["args"])
         args = parser.parse_args(argv)
-    args.out = args.out or str(out / "sample.png" if args.sample else out)
+    args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
 
 
 def main(argv=None):
     args, ckpt = get_args(argv)
     try:
-        sample_checkpoint(args, ckpt) if args.sample else train(args, ckpt)
+        if args.sample:
+            sample_checkpoint(args, ckpt)
+        else:
+            train(args, ckpt)
     except OSError as error:            # data that are not there, a folder that cannot be written
         fail(error)
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; to go on: python {SCRIPT}.py --resume {Path(args.out, 'ckpt.pt')}")
+        last = Path(args.out, "ckpt.pt")
+        sys.exit(f"\nstopped; to go on: --resume {last}" if last.exists() else "\nstopped")
 
 
 if __name__ == "__main__":
