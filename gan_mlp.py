@@ -395,8 +395,8 @@ def get_args(argv=None):
     arg = parser.add_argument_group("training").add_argument
     arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
     arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
-    arg("--lr", type=between(float, 1e-9, 1), default=3e-4, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=0, help="learning rate of D; 0: that of G")
+    arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
+    arg("--lr-d", type=between(float, 0, 1), default=3e-4, help="learning rate of D; 0: G's")
     arg("--beta1", type=fraction, default=0.0, help="of Adam; momentum is of an old opponent")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z-dim", type=between(int, 1, 10**5), default=96, help="numbers in z")

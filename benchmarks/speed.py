@@ -1,13 +1,13 @@
-"""How fast is a script, beside the loop that most GAN code copies, and beside what the machine can do?
+"""Seconds of a pass: a script beside the loop that most GAN code copies, and beside the machine.
 
-    python benchmarks/speed.py                  # about 2 minutes on 2 CPU cores
+    python benchmarks/speed.py              # about 2 minutes on 2 CPU cores
 
-The yardstick runs the same algorithm on the same networks with the same batch size, in the way found
-everywhere: images one by one through a DataLoader with ToTensor and Normalize, fakes for D's step made
-with their graph and then detached, tensors of labels, D's weights left to collect gradients in G's
-step, optimizers without options, .item() after every step. The loops run in turn, several times, in
-one process; the table has the medians. What is timed of a script is all that it does in a step: the
-batch, both updates and the moving average.
+The yardstick runs the same algorithm on the same networks with the same batch size in the way found
+everywhere: images one by one through a DataLoader with ToTensor and Normalize, fakes for D's step
+made with their graph and then detached, tensors of labels, D's weights collecting gradients in G's
+step, optimizers without options, .item() after every step. All loops run in turn, several times, in
+one process; the table has medians. Of a script, all that it does in a step is timed: the batch,
+both updates, the moving average.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import common
 
 
 class PlainImages(Dataset):
-    """Images (N, 1, H, W) and labels one by one, with what torchvision.datasets.MNIST does for each."""
+    """Images (N, 1, H, W) and labels, one by one as torchvision.datasets.MNIST gives them."""
 
     def __init__(self, images, labels, transform):
         self.images, self.labels, self.transform = images, labels, transform
@@ -56,7 +56,8 @@ def yardstick(script, images, labels, batch_size, device):
     def one_pass():
         for real, _ in loader:
             real = real.to(device)
-            valid, invalid = torch.ones(len(real), device=device), torch.zeros(len(real), device=device)
+            valid = torch.ones(len(real), device=device)
+            invalid = torch.zeros(len(real), device=device)
             fake = G(torch.randn(len(real), G.z_dim, device=device))
             opt_D.zero_grad()
             loss_real = loss(D(real).sigmoid(), valid)
@@ -116,12 +117,12 @@ def matmul_rate(device, size, dtype=torch.float32):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--scripts", nargs="+", default=["gan_mlp"])
-    parser.add_argument("--images", type=int, default=20_000, help="in a timed pass (default: 20000)")
+    parser.add_argument("--images", type=int, default=20_000, help="of a timed pass")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--amp", action="store_true", help="time the script's --amp as well")
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; the figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
         args.images, args.repeats = 128, 1
@@ -130,31 +131,35 @@ def main(argv=None):
         images, labels, _, _ = common.strokes(128)
     else:
         images, labels = common.load_images(common.default_data(args.data_dir), args.data_dir)
-    images, labels = images[:args.images].to(device), labels[:args.images]
+    n = min(args.images, len(images)) // args.batch_size * args.batch_size
+    images, labels = images[:n].to(device), labels[:n]
     rate = matmul_rate(device, 256 if args.quick else 8192 if device.type == "cuda" else 2048)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {name}, float32 matrix products {rate / 1e9:.0f} GFLOP/s; batch "
-          f"{args.batch_size}, median of {args.repeats} passes over {len(images):,} images")
-    print(f"{'':26} s / 60,000 images   images/s   of yardstick's time   of matrix rate")
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, {name}, float32 matrix products {rate / 1e9:.0f} GFLOP/s; "
+          f"batch {args.batch_size}, medians of {args.repeats} passes over {len(images):,} images")
+    print(f"{'':20} s / 60,000 images   images/s   of yardstick's time   of matrix rate")
     for name in args.scripts:
         script = importlib.import_module(name)
         one_pass, flops = script_loop(script, images, args.batch_size, device, amp=False)
-        loops = {f"{name} yardstick": yardstick(script, images, labels, args.batch_size, device),
-                 name: one_pass}
+        plain = yardstick(script, images, labels, args.batch_size, device)
+        loops = {"yardstick": plain, name: one_pass}
         if args.amp:
-            loops[f"{name} --amp"] = script_loop(script, images, args.batch_size, device, amp=True)[0]
+            one_pass, _ = script_loop(script, images, args.batch_size, device, amp=True)
+            loops[f"{name} --amp"] = one_pass
         times = {loop: [] for loop in loops}
         for repeat in range(args.repeats + 1):
             for loop, call in loops.items():
                 elapsed = seconds(call, device)
                 if repeat:              # the first pass warms up
                     times[loop].append(elapsed)
-        medians = {loop: statistics.median(t) for loop, t in times.items() if t}
-        n = len(images) // args.batch_size * args.batch_size
-        for loop, elapsed in medians.items():
-            share = f"{n / args.batch_size * flops / elapsed / rate:15.0%}" if "yard" not in loop else ""
-            print(f"{loop:26} {elapsed * 60_000 / n:18.1f} {n / elapsed:10.0f} "
-                  f"{elapsed / medians[f'{name} yardstick']:21.2f} {share}")
+        steps = len(images) // args.batch_size
+        step = {loop: statistics.median(t) / steps for loop, t in times.items()}
+        for loop, t in step.items():
+            share = "" if loop == "yardstick" else f"{flops / t / rate:17.0%}"
+            print(f"{loop:20}{60_000 / args.batch_size * t:19.1f}{args.batch_size / t:11.0f}"
+                  f"{t / step['yardstick']:22.2f}{share}")
 
 
 if __name__ == "__main__":
