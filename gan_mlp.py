@@ -54,7 +54,7 @@ SCRIPT = "gan_mlp"
 class Generator(nn.Module):
     """Noise z (B, z_dim) to images (B, C, H, W) in [-1, 1]; `shape` is (C, H, W)."""
 
-    def __init__(self, z_dim=96, shape=(1, 28, 28), width=128):
+    def __init__(self, z_dim=96, shape=(1, 28, 28), width=96):
         super().__init__()
         self.z_dim, self.shape = z_dim, tuple(shape)
         sizes = [z_dim, width, 2 * width, 4 * width]
@@ -72,7 +72,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to raw scores (B,); D(x) is their sigmoid."""
 
-    def __init__(self, shape=(1, 28, 28), width=128):
+    def __init__(self, shape=(1, 28, 28), width=96):
         super().__init__()
         self.net = nn.Sequential(
             nn.Flatten(),
@@ -400,7 +400,7 @@ def get_args(argv=None):
     arg("--beta1", type=fraction, default=0.0, help="of Adam; momentum is of an old opponent")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z-dim", type=between(int, 1, 10**5), default=96, help="numbers in z")
-    arg("--width", type=between(int, 1, 10**4), default=128, help="of G's first layer")
+    arg("--width", type=between(int, 1, 10**4), default=96, help="of G's first layer")
     arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
     arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
     arg("--k", type=positive, default=1, help="steps of D for each of G")
