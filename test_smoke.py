@@ -384,7 +384,7 @@ def test_ctrl_c(script, run, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(script, "train_generator", interrupt)
         run("--resume", out / "ckpt.pt", "--epochs", 2)
-    assert f"--resume {out / 'ckpt.pt'}" in stop.value.code
+    assert f"--resume {out / 'ckpt.pt'}" in capsys.readouterr().out and stop.value.code == 130
     run("--resume", out / "ckpt.pt", "--epochs", 2)
     assert load(out / "ckpt.pt")["epoch"] == 2
 
