@@ -122,7 +122,8 @@ def _load_torchvision(name, data_dir, train):
         except Exception as error:      # no network, a full disk, …: the remedy is the same
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"--data {name}: not on disk, no download ({reason}); put its files "
-                            f"at {Path(data_dir, files)} or use --data strokes") from error
+                            f"at {Path(data_dir, files)}, delete damaged ones, or use --data strokes"
+                            ) from error
     images = torch.as_tensor(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     names = [c.split(" - ")[-1] for c in dataset.classes]       # MNIST's are "0 - zero", …
@@ -161,7 +162,7 @@ def _pick_classes(labels, names, classes):
         return torch.arange(len(labels)), labels
     names = list(names)
     for name in classes:
-        if name not in names and not (name.isdecimal() and int(name) < len(names)):
+        if name not in names and not (name.isdecimal() and len(name) < 9 and int(name) < len(names)):
             raise DataError(f"--classes {name}: no such class; there are {', '.join(names)}")
     # names before numbers, for folders that are called 1, 2, 3
     keep = list(dict.fromkeys(names.index(c) if c in names else int(c) for c in classes))
@@ -201,7 +202,13 @@ def _list_folder(folder, train):
     """Paths, labels and class names of the training or the held-back images of a folder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
     groups = {}                         # files by sub-folder of `folder`; "." is itself
-    for root, _, files in os.walk(folder, followlinks=True):
+    seen = set()
+    for root, dirs, files in os.walk(folder, followlinks=True):
+        dirs[:] = [d for d in dirs if d[0] != "."]
+        if os.path.realpath(root) in seen:      # links that go round in circles
+            dirs.clear()
+            continue
+        seen.add(os.path.realpath(root))
         found = [f"{root}/{f}" for f in files if f.lower().endswith(IMG_EXTENSIONS) and f[0] != "."]
         if found:
             groups.setdefault(os.path.relpath(root, folder).split(os.sep)[0], []).extend(found)
@@ -261,8 +268,11 @@ def _decode(paths, side, channels):
         return image.size, image.mode.startswith(("1", "L", "I"))       # True: grey
 
     def pixels(image):
-        if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+        if image.mode.startswith("I;16") or image.mode == "I" and image.getextrema()[1] > 255:
+            # 16 bits, which convert() would clip at 255
             image = image.point(lambda v: v * (1 / 256)).convert("L")
+        if image.mode == "F":
+            raise ValueError("floating point, of unknown range")
         image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         return pil_to_tensor(ImageOps.fit(image, (side, side)))
 

@@ -189,13 +189,16 @@ def train(args, ckpt=None):
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)
+    if args.data is None:
+        args.data = default_data(args.data_dir)
     images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                             image_size=args.image_size, channels=args.channels)
     shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
     if len(images) < 2 or shape[-1] > 256:
         fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
              "least 2, and an --image-size of at most 256")
+    if args.k > args.epochs * n_batches:
+        fail(f"--k {args.k}: G would never move, in {args.epochs} passes of {n_batches} batches")
 
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
@@ -213,8 +216,8 @@ def train(args, ckpt=None):
                 net.load_state_dict(ckpt[name])
             for name, opt in opts.items():      # Adam's moments; lr and betas are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
-        except (RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: is of another --width, --z-dim or image shape")
+        except (KeyError, RuntimeError, ValueError):
+            fail(f"--resume {args.resume}: is of another --width, --z-dim, image shape or edited script")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
             fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
@@ -279,6 +282,8 @@ def train(args, ckpt=None):
             if args.keep:
                 save_checkpoint(state, out / f"ckpt_{epoch:04}.pt")
             since = time.perf_counter()
+    if writer:
+        writer.close()
     save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
     print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
 
@@ -286,18 +291,22 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
     from common import save_grid
-    device = pick_device(args.device)
+    device, out = pick_device(args.device), Path(args.out)
     G = Generator(ckpt["args"]["z_dim"], ckpt["shape"], ckpt["args"]["width"]).to(device)
-    G.load_state_dict(ckpt["G_ema"])
+    try:
+        G.load_state_dict(ckpt["G_ema"])
+    except (KeyError, RuntimeError):
+        fail(f"--sample {args.sample}: is of another Generator than that of this file")
     # drawn on the CPU, so that a seed means the same images on every device
     z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(device)).cpu() for part in z.split(500)])
-    out = Path(args.out)
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         save_grid(images, out)
     else:
         out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):          # samples of two runs in one folder would be measured as one
+            fail(f"--out {out}: has files in it; take a new folder")
         for i, image in enumerate(images):
             save_grid(image[None], out / f"{i:05}.png")
     print(f"wrote {args.num} images to {out}")
@@ -325,7 +334,7 @@ def load_checkpoint(path, flag):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # fail() says it in one line
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        script = ckpt["script"]
+        script, _ = ckpt["script"], ckpt["args"]["width"]
     except Exception:                   # whatever zip files, pickles and dicts of others may raise
         fail(f"{flag} {path}: damaged, or not a checkpoint")
     if script != SCRIPT:
@@ -384,7 +393,7 @@ def between(kind, low, high):
 
 def get_args(argv=None):
     """The settings, and with --resume or --sample the checkpoint, else None."""
-    parser = argparse.ArgumentParser(SCRIPT + ".py", description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(SCRIPT + ".py", description=(__doc__ or "").split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      allow_abbrev=False)
     parser.error = fail
@@ -421,16 +430,16 @@ def get_args(argv=None):
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
     arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
     group = parser.add_argument_group("modes")
-    group.add_argument("--num", type=positive, default=64, help="of images to --sample")
+    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="of images to --sample")
     arg = group.add_mutually_exclusive_group().add_argument
     arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
     arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
 
     args = parser.parse_args(argv)
-    path, ckpt, folder = args.sample or args.resume, None, Path("out", SCRIPT)
-    if path:
-        ckpt = load_checkpoint(path, "--sample" if args.sample else "--resume")
-        folder = Path(path).parent
+    flag, path = ("--resume", args.resume) if args.sample is None else ("--sample", args.sample)
+    ckpt, folder = None, Path("out", SCRIPT)
+    if path is not None:
+        ckpt, folder = load_checkpoint(path, flag), Path(path).parent
         parser.set_defaults(**ckpt["args"])
         args = parser.parse_args(argv)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
@@ -438,6 +447,7 @@ def get_args(argv=None):
 
 
 def main(argv=None):
+    start = time.time()
     args, ckpt = get_args(argv)
     try:
         if args.sample:
@@ -445,10 +455,15 @@ def main(argv=None):
         else:
             train(args, ckpt)
     except OSError as error:            # data that are not there, a folder that cannot be written
-        fail(error)
+        fail(error if error.filename or not error.errno else f"--out {args.out}: {error}")
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         last = Path(args.out, "ckpt.pt")
-        print(f"\nstopped; to go on: --resume {last}" if last.exists() else "\nstopped")
+        there = last.exists() and (args.resume or last.stat().st_mtime > start)
+        print(f"\nstopped; to go on: --resume {last}" if there else "\nstopped")
         sys.exit(130)
 
 

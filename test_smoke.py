@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import resource
 import shutil
 import signal
 import struct
@@ -74,8 +73,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(script, folder, tmp_path):
+def runner(script, folder, tmp_path):
     """run(*flags) trains the script on `folder`, in batches of 8, unless the flags say otherwise."""
     def run(*flags):
         if "--sample" not in flags and "--resume" not in flags:
@@ -84,6 +82,16 @@ def run(script, folder, tmp_path):
         script.main([str(flag) for flag in flags])
         return tmp_path / "run"
     return run
+
+
+@pytest.fixture
+def run(script, folder, tmp_path):
+    return runner(script, folder, tmp_path)
+
+
+@pytest.fixture
+def run_gan(folder, tmp_path):
+    return runner(gan_mlp, folder, tmp_path)
 
 
 def refused(capsys, call, *flags):
@@ -236,6 +244,21 @@ def test_amp(script):
     assert stats.dtype == loss.dtype == torch.float32 and stats.isfinite().all() and loss.isfinite()
 
 
+def test_noise(script):
+    z = script.noise(networks(script)[0], 10_000)
+    assert z.mean().abs() < 0.05 and (z.std() - 1).abs() < 0.05 and z.min() < -3
+
+
+def test_amp_runs_in_bfloat16(script):
+    G, D, opt_G, opt_D = networks(script)
+    seen = []
+    for net in (G, D):
+        next(m for m in net.modules() if isinstance(m, nn.Linear)).register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
+    script.train_generator(G, D, opt_G, 8, amp=True)
+    assert set(seen) == {torch.bfloat16}
+
+
 # ---- what all scripts do ----
 
 def test_update_ema(script):
@@ -305,6 +328,31 @@ def test_sample(script, run, tmp_path):
     assert (np.array(Image.open(tmp_path / "other.png")) != grid).any()
 
 
+def test_sample_by_hand(script, run, tmp_path):
+    out = run("--epochs", 1)
+    ckpt = load(out / "ckpt.pt")
+    run("--sample", out / "ckpt.pt", "--num", 1003, "--seed", 3, "--out", tmp_path / "many")
+    assert len(list((tmp_path / "many").iterdir())) == 1003
+    run("--sample", out / "ckpt.pt", "--num", 64, "--seed", 3, "--out", tmp_path / "a.png")
+    G = script.Generator(4, ckpt["shape"], 4)
+    G.load_state_dict(ckpt["G_ema"])
+    z = torch.randn(64, 4, generator=torch.Generator().manual_seed(3))
+    common.save_grid(script.sample(G, z), tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_new_run_in_old_folder(script, run):
+    out = run("--epochs", 1)
+    run("--epochs", 1)
+    assert len((out / "log.csv").read_text().splitlines()) == 2
+    (out / "log.csv").write_text((out / "log.csv").read_text() + "2")            # as a kill may leave it
+    run("--resume", out / "ckpt.pt", "--epochs", 2)
+    rows = (out / "log.csv").read_text().splitlines()
+    assert len(rows) == 3 and {r.count(",") for r in rows} == {8}
+    assert [p.name for p in out.glob("ckpt_*")] == []
+    assert (np.array(Image.open(out / "samples/real.png"))[2:10, 2:10] < 100).any()         # all of [0, 255]
+
+
 def test_samples_are_of_the_average(script, run, tmp_path):
     out = run("--epochs", 1)
     ckpt = load(out / "ckpt.pt")
@@ -324,16 +372,19 @@ def test_tensorboard(script, run, tmp_path, monkeypatch):
             calls.append(("open", purge_step))
 
         def __getattr__(self, name):
-            return lambda tag, value, step: calls.append((name, tag, step))
+            return lambda *args: calls.append((name, *args))
 
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     run("--tensorboard", "--log-every", 1e9)
-    header = (tmp_path / "run/log.csv").read_text().splitlines()[0].split(",")
-    scalars = [c for c in calls if c[0] == "add_scalar"]
-    assert calls[0] == ("open", 1) and ("add_images", "samples", 8) in calls
-    assert len(scalars) == 2 * (len(header) - 3) and {c[2] for c in scalars} == {4, 8}
+    header, *rows = (row.split(",") for row in (tmp_path / "run/log.csv").read_text().splitlines())
+    logged = {(row[1], name): value for row in rows for name, value in zip(header[2:-1], row[2:-1])}
+    scalars = {(str(c[3]), c[1]): str(c[2]) for c in calls if c[0] == "add_scalar"}
+    images = [c for c in calls if c[0] == "add_images"]
+    assert calls[0] == ("open", 1) and calls[-1] == ("close",)
+    assert scalars == logged and {step for step, _ in logged} == {"4", "8"}
+    assert [c[3] for c in images] == [4, 8] and all(0 <= c[2].min() < c[2].max() <= 1 for c in images)
 
 
 def test_import_alone(script, tmp_path):
@@ -411,6 +462,7 @@ def test_cuda(script, run, amp):
     (["--ema", "1"], "--ema"), (["--ema", "-0.1"], "--ema"), (["--beta1", "1"], "--beta1"),
     (["--channels", "2"], "--channels"), (["--z-dim", "0"], "--z-dim"), (["--width", "0"], "--width"),
     (["--device", "tpu"], "--device"), (["--epoch", "3"], "--epoch"), (["--num", "0"], "--num"),
+    (["--data", ""], "--data"), (["--resume", ""], "--resume"), (["--sample", ""], "--sample"),
 ])
 def test_bad_flags(script, run, tmp_path, capsys, flags, words):
     assert words in refused(capsys, run, *flags)
@@ -457,6 +509,27 @@ def test_bad_checkpoints(script, run, tmp_path, capsys, monkeypatch, flag):
     assert not (tmp_path / "evil").exists() and good.read_bytes() == whole
 
 
+def test_sample_of_an_edited_script(script, run, capsys, monkeypatch):
+    """README's "Hack it" invites to edit the networks; a checkpoint from before then fits no more."""
+    ckpt = run("--epochs", 1) / "ckpt.pt"
+    monkeypatch.setattr(script, "Generator", lambda *args: nn.Linear(1, 1))
+    assert f"--sample {ckpt}: is of another Generator" in refused(capsys, run, "--sample", ckpt)
+
+
+def test_sample_into_a_folder_with_files(script, run, tmp_path, capsys):
+    ckpt = run("--epochs", 1) / "ckpt.pt"
+    many = write_images(tmp_path / "many", 2)
+    assert "has files in it" in refused(capsys, run, "--sample", ckpt, "--out", many)
+    assert len(list(many.iterdir())) == 2
+
+
+def test_out_of_memory(script, run, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    monkeypatch.setattr(script, "Generator", full)
+    assert "--batch-size" in refused(capsys, run)
+
+
 def test_bad_resume(script, run, capsys):
     ckpt = run() / "ckpt.pt"
     whole = ckpt.read_bytes()
@@ -492,6 +565,7 @@ def test_full_disk(script, run, capsys):
     """The operating system stops the write half-way; the checkpoint before stays whole."""
     ckpt = run("--epochs", 1) / "ckpt.pt"
     whole = ckpt.read_bytes()
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
     try:
@@ -530,6 +604,17 @@ def test_nan_weight(script, run, capsys, monkeypatch):
     monkeypatch.setattr(script, D_names(script)[1], lambda *args, **kwargs: stats)
     assert "a weight is not finite at step 8" in refused(capsys, run, "--resume", out / "ckpt.pt", "--epochs", 2)
     assert (out / "ckpt.pt").read_bytes() == whole
+
+
+def test_weight_of_G(script, run, capsys, monkeypatch):
+    out = run("--epochs", 1)
+    def break_G(G, D, *a, **k):
+        with torch.no_grad():
+            next(G.parameters())[0] = math.inf
+        return torch.zeros(())
+    monkeypatch.setattr(script, "train_generator", break_G)
+    monkeypatch.setattr(script, D_names(script)[1], lambda *a, **k: torch.zeros(4))
+    assert "a weight" in refused(capsys, run, "--resume", out / "ckpt.pt", "--epochs", 2)
 
 
 # ---- gan_mlp.py ----
@@ -580,8 +665,12 @@ def test_gan_l1_pulls_towards_the_data():
     assert (G.net[-2].bias.grad < 0).all()
 
 
+def test_gan_k_beyond_the_run(run_gan, capsys):
+    assert "--k 9: G would never move" in refused(capsys, run_gan, "--k", 9)
+
+
 @pytest.mark.parametrize("k", (1, 3))
-def test_gan_k_steps_of_D_for_one_of_G(folder, tmp_path, monkeypatch, k):
+def test_gan_k_steps_of_D_for_one_of_G(run_gan, monkeypatch, k):
     """Counted over two passes of 4 batches each, so that a pass begins within the k steps."""
     calls = []
     for name in ("train_discriminator", "train_generator"):
@@ -589,9 +678,82 @@ def test_gan_k_steps_of_D_for_one_of_G(folder, tmp_path, monkeypatch, k):
             calls.append(name[6])
             return original(*args, **kwargs)
         monkeypatch.setattr(gan_mlp, name, step)
-    gan_mlp.main(["--data", str(folder), "--data-dir", str(tmp_path), "--out", str(tmp_path / "run"), "--batch-size", "8",
-                  "--epochs", "2", "--k", str(k), "--width", "4"])
+    run_gan("--k", k)
     assert "".join(calls) == {1: "dg" * 8, 3: "dddgdddgdd"}[k]
+
+
+# ---- PROPOSED ----
+
+def test_gan_D_step_by_hand():
+    G, D, opt_G, opt_D = networks(gan_mlp)
+    real = torch.rand(8, 1, 8, 8) * 2 - 1
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fake = G(gan_mlp.noise(G, 8))
+    s_real, s_fake = D(real), D(fake)
+    losses = F.binary_cross_entropy_with_logits(s_real, torch.ones(8)), F.binary_cross_entropy_with_logits(s_fake, torch.zeros(8))
+    want = torch.autograd.grad(sum(losses), D.parameters())
+    torch.manual_seed(1)
+    stats = gan_mlp.train_discriminator(G, D, opt_D, real)
+    for p, g in zip(D.parameters(), want):
+        torch.testing.assert_close(p.grad, g)
+    torch.testing.assert_close(stats, torch.stack([*losses, s_real.sigmoid().mean(), s_fake.sigmoid().mean()]).detach())
+
+
+def test_gan_G_loss_and_l1():
+    for l1 in (0.0, 0.5):
+        G, D, opt_G, _ = networks(gan_mlp)
+        real = torch.rand(8, 1, 8, 8)
+        torch.manual_seed(1)
+        fake = G(gan_mlp.noise(G, 8))
+        adversarial = F.binary_cross_entropy_with_logits(D(fake), torch.ones(8))
+        want = torch.autograd.grad(adversarial + l1 * (fake - real).abs().mean(), G.parameters())
+        torch.manual_seed(1)
+        loss = gan_mlp.train_generator(G, D, opt_G, 8, l1=l1, real=real)
+        torch.testing.assert_close(loss, adversarial.detach())
+        for p, g in zip(G.parameters(), want):
+            torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("flags, seen", [
+    (["--ema", 0.5], {"ema": 0.5}), (["--loss", "minimax"], {"loss": "minimax"}), (["--l1", 0.25], {"l1": 0.25}),
+    (["--amp"], {"amp_D": True, "amp_G": True}), (["--channels", 3], {"shape": (8, 3, 8, 8)}),
+    (["--beta1", 0.3, "--beta2", 0.7, "--weight-decay", 0.1, "--lr", 0.01, "--lr-d", 0.02],
+     {"opt_G": (0.01, (0.3, 0.7), 0.1), "opt_D": (0.02, (0.3, 0.7), 0.1)}),
+    (["--lr", 0.01, "--lr-d", 0], {"opt_D": (0.01, (0.0, 0.999), 0)}),
+])
+def test_gan_every_flag_arrives(run_gan, monkeypatch, flags, seen):
+    got, t = {}, []
+    D_step, G_step, ema = gan_mlp.train_discriminator, gan_mlp.train_generator, gan_mlp.update_ema
+    def settings(opt):
+        g = opt.param_groups[0]
+        return g["lr"], tuple(g["betas"]), g["weight_decay"]
+    def D_(G, D, opt, real, *, amp=False):
+        got.update(amp_D=amp, opt_D=settings(opt), shape=tuple(real.shape))
+        return D_step(G, D, opt, real, amp=amp)
+    def G_(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
+        got.update(amp_G=amp, opt_G=settings(opt), loss=loss, l1=l1)
+        return G_step(G, D, opt, n, loss=loss, l1=l1, real=real, amp=amp)
+    def E_(a, b, decay, step):
+        got.update(ema=decay)
+        t.append(step)
+        ema(a, b, decay, step)
+    for name, f in (("train_discriminator", D_), ("train_generator", G_), ("update_ema", E_)):
+        monkeypatch.setattr(gan_mlp, name, f)
+    run_gan(*flags, "--k", 2)
+    assert {k: got[k] for k in seen} == seen and t == [1, 2, 3, 4]
+
+
+def test_gan_log_row_by_hand(run_gan, monkeypatch):
+    numbers = iter(range(1, 100))
+    monkeypatch.setattr(gan_mlp, "train_discriminator", lambda *a, **k: torch.tensor([0.1, 0.2, 0.3, 0.4]) * next(numbers))
+    monkeypatch.setattr(gan_mlp, "train_generator", lambda *a, **k: torch.tensor(7.0) * next(numbers))
+    out = run_gan("--log-every", 1e9)
+    header, first, second = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
+    assert header == ["epoch", "step", "loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G", "jsd", "images/s"]
+    for row, d, g in ((first, 4, 5), (second, 12, 13)):     # means of 1 3 5 7, 2 4 6 8; then of 9 11 13 15, 10 12 14 16
+        want = [0.1 * d, 0.2 * d, 0.3 * d, 0.4 * d, 7 * g, math.log(2) - 0.15 * d]
+        assert [float(v) for v in row[2:-1]] == pytest.approx(want, rel=1e-4)
 
 
 # ---- common.py: pictures and batches ----
@@ -618,6 +780,24 @@ def test_save_grid_and_gif(tmp_path, channels, mode):
     common.save_grid(images * -1, tmp_path / "next.png", columns=3)
     common.save_gif([tmp_path / "grid.png", tmp_path / "next.png"], tmp_path / "both.gif")
     assert Image.open(tmp_path / "both.gif").n_frames == 2
+
+
+def test_gif(tmp_path):
+    for i, c in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
+        Image.new("RGB", (8, 8), c).save(tmp_path / f"{i}.png")
+    common.save_gif([tmp_path / f"{i}.png" for i in range(3)], tmp_path / "x.gif")
+    gif, got = Image.open(tmp_path / "x.gif"), []
+    for i in range(3):
+        gif.seek(i)
+        got.append((gif.convert("RGB").getpixel((0, 0)), gif.info["duration"]))
+    assert got == [((255, 0, 0), 250), ((0, 255, 0), 250), ((0, 0, 255), 2000)] and gif.info["loop"] == 0
+
+
+def test_batches_pairs():
+    """Not only a random start: neighbours differ from pass to pass."""
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+    p = torch.cat(list(common.batches(images, 50))).flatten()
+    assert len((p.diff() * 127.5).round().unique()) > 20
 
 
 # ---- common.py: downloaded data sets, from files in the real formats ----
@@ -786,6 +966,10 @@ def test_folder_16_bits_and_orientation(tmp_path):
         Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / f"images/{i}.png")
     images, _ = common.load_images(str(tmp_path / "images"), tmp_path)
     assert images.shape == (1, 1, 8, 8) and (images == 128).all()
+    (tmp_path / "more").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / f"more/{i}.tif")    # 8 bits in 32
+    assert (common.load_images(str(tmp_path / "more"), tmp_path)[0] == 200).all()
     (tmp_path / "photos").mkdir()
     picture = Image.fromarray(np.repeat([[0], [255]], 8, 1).repeat(4, 0).astype(np.uint8))      # bright below
     exif = Image.Exif()
@@ -805,6 +989,53 @@ def test_unreadable_files(tmp_path, capsys):
     n = sum(len(common.load_images(str(images), tmp_path, train=train)[0]) for train in (True, False))
     error = capsys.readouterr().err
     assert n == 8 and "003.png" in error and "004.png" in error and "005.png" not in error
+
+
+def test_unreadable_keep_order(tmp_path):
+    for name, grey in (("a", 50), ("b", 200)):
+        (tmp_path / "im" / name).mkdir(parents=True)
+        for i in range(10):
+            path = tmp_path / f"im/{name}/{i}.png"
+            Image.new("L", (8, 8), grey + i).save(path)
+            if name == "a" and i % 2:
+                path.write_bytes(path.read_bytes()[:-30])
+    images, labels = common.load_images(str(tmp_path / "im"), tmp_path)
+    assert torch.equal(images[:, 0, 0, 0] >= 200, labels == 1) and 0 < (labels == 0).sum() < 9
+    assert (images[:, 0, 0, 0] >= 50).all()
+
+
+def test_folder_pixels(tmp_path):
+    colour = Image.new("RGB", (8, 8), (200, 100, 50))
+    (tmp_path / "real").mkdir()
+    for i in range(2):
+        colour.save(tmp_path / f"real/{i}.PNG")
+    colour.save(tmp_path / "real/._2.png")
+    (tmp_path / "x").symlink_to(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/1").symlink_to(tmp_path / "real")
+    write_images(tmp_path / "linked/0", 3)
+    one, _ = common.load_images(str(tmp_path / "real"), tmp_path, channels=1)
+    assert one.shape[0] == 1 and (one == 124).all()     # 0.299 R + 0.587 G + 0.114 B
+    images, labels = common.load_images(str(tmp_path / "linked"), tmp_path, classes=["0"])
+    assert len(images) == 2
+    images, _ = common.load_images(str(tmp_path / "linked"), tmp_path, classes=["1"])
+    assert images[0, :, 0, 0].tolist() == [200, 100, 50]
+
+
+def test_class_called_by_a_number(tmp_path):
+    write_images(tmp_path / "im/1", 4)
+    write_images(tmp_path / "im/2", 6)
+    assert len(common.load_images(str(tmp_path / "im"), tmp_path, classes=["1"])[0]) == 3
+
+
+def test_folder_with_loops_and_hidden_files(tmp_path):
+    images = write_images(tmp_path / "images/cat", 10).parent
+    write_images(images / ".thumbs", 3)
+    (images / "cat/again").symlink_to(images)
+    (images / "cat/more").symlink_to(images / "cat")
+    (images / "cat/dead.png").symlink_to(images / "nowhere.png")
+    parts = [common.load_images(str(images), tmp_path, train=train)[0] for train in (True, False)]
+    assert sum(map(len, parts)) == 10
 
 
 def test_folder_cache(tmp_path, monkeypatch, capsys):
@@ -857,6 +1088,15 @@ def test_strokes_slant_and_width_can_be_read_off():
         rows = labels == digit
         assert torch.corrcoef(torch.stack([slant[rows], shear[rows]]))[0, 1] > 0.7
         assert torch.corrcoef(torch.stack([width[rows], mass[rows]]))[0, 1] > 0.8
+
+
+def test_strokes_upright():
+    images, labels, slant, width = common.strokes(3000)
+    assert -0.2 <= slant.min() < -0.19 and 0.59 < slant.max() <= 0.6 and 1.4 <= width.min() < 1.41 and 3.59 < width.max() <= 3.6
+    mean = [images[labels == d, 0].float().mean(0) for d in range(10)]
+    assert mean[7][:10].sum() > 1.2 * mean[7][18:].sum()        # 7 has its bar on top
+    assert mean[0][11:17, 11:17].mean() < 0.5 * mean[8][11:17, 11:17].mean()     # 0 is hollow, 8 crosses
+    assert images[labels == 1, 0].float().std(0).max() > 20
 
 
 def test_strokes_split(monkeypatch):
