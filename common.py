@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NoResult     # not the built-in one before Python 3.11
+from concurrent.futures import TimeoutError as NoResult     # the built-in one from 3.11 on
 from pathlib import Path
 
 import torch
@@ -121,8 +121,8 @@ def _load_torchvision(name, data_dir, train):
                 dataset = _unless_stuck(lambda: make(data_dir, train, download=True), data_dir)
         except Exception as error:      # no network, a full disk, …: the remedy is the same
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"--data {name}: not on disk, no download ({reason}); put its files "
-                            f"at {Path(data_dir, files)}, delete damaged ones, or use --data strokes"
+            raise DataError(f"--data {name}: not on disk, no download ({reason}); put its files at "
+                            f"{Path(data_dir, files)}, delete damaged ones, or use --data strokes"
                             ) from error
     images = torch.as_tensor(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -162,7 +162,7 @@ def _pick_classes(labels, names, classes):
         return torch.arange(len(labels)), labels
     names = list(names)
     for name in classes:
-        if name not in names and not (name.isdecimal() and len(name) < 9 and int(name) < len(names)):
+        if name not in names and name not in map(str, range(len(names))):
             raise DataError(f"--classes {name}: no such class; there are {', '.join(names)}")
     # names before numbers, for folders that are called 1, 2, 3
     keep = list(dict.fromkeys(names.index(c) if c in names else int(c) for c in classes))

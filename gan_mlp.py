@@ -12,9 +12,9 @@ given G the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and V(D*, G) = 2
 JSD is the Jensen-Shannon divergence of p_data and p_g: 0 where they are equal, log 2 = 0.693 at
 most. To lower V against a good D is to move p_g towards p_data; when it is there, D(x) = 1/2.
 
-No D beats D*, so each D gives a bound: log 2 - loss_D / 2 <= JSD with loss_D = -V, logged as jsd. It
-is small when the images are good, but also when D is weak: look at the images. (As an estimate on
-batches it can be negative, if D does worse than 1/2 everywhere, or too high, if D overfits.)
+No D beats D*, so each D gives a bound: log 2 - loss_D / 2 <= JSD with loss_D = -V, logged as jsd.
+It is small when the images are good, but also when D is weak: look at the images. (As an estimate
+on batches it can be negative, if D does worse than 1/2 everywhere, or too high, if D overfits.)
 
 Why "ns": let s be the logit of D(G(z)). The slope of log(1 - D) in s is -D, next to nothing while D
 rejects all fakes, when G has the most to learn; that of -log D is -(1 - D). Where p_g = p_data both
@@ -27,7 +27,7 @@ A healthy run: after some hundred steps D(x) and D(G(z)) stay near 0.5, loss_rea
 loss_G near 0.693, jsd near 0, and the images get better all the same, as both players do. In an
 unhealthy one D(G(z)) goes to 0, or all images look alike.
 
-Measured on MNIST: cFID (see README) 43 to 47 for three seeds after 10 passes, in 62 s on 2 CPU cores;
+Measured on MNIST: cFID (see README) 43 to 47 for three seeds after 10 passes, 62 s on 2 CPU cores;
 27 after 50 passes.
 
     python gan_mlp.py                                   # MNIST, 10 passes, into out/gan_mlp
@@ -204,7 +204,7 @@ def train(args, ckpt=None):
     D = Discriminator(shape, args.width).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     adam = dict(betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
-                fused=device.type != "mps")     # one kernel for all weights; torch 2.4 has no mps one
+                fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
     opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **adam)
     opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **adam)
     nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
@@ -217,7 +217,7 @@ def train(args, ckpt=None):
             for name, opt in opts.items():      # Adam's moments; lr and betas are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: is of another --width, --z-dim, image shape or edited script")
+            fail(f"--resume {args.resume}: has other networks (--width, --z-dim, image shape?)")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
             fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
@@ -430,7 +430,7 @@ def get_args(argv=None):
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
     arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
     group = parser.add_argument_group("modes")
-    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="of images to --sample")
+    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="images to --sample")
     arg = group.add_mutually_exclusive_group().add_argument
     arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
     arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
