@@ -71,7 +71,7 @@ def default_data(data_dir="data"):
         _load_torchvision("mnist", data_dir, train=True)
         return "mnist"
     except DataError as error:
-        print(f"{error}. Training on the built-in strokes.", file=sys.stderr)
+        print(f"Training on the built-in strokes, for want of MNIST ({error})", file=sys.stderr)
         return "strokes"
 
 
@@ -83,7 +83,7 @@ def batches(images, batch_size):
     size = min(batch_size, len(images))
     order = torch.randperm(len(images), device=images.device)
     for start in range(0, len(images) - size + 1, size):
-        yield images[order[start:start + size]].float() / 127.5 - 1
+        yield images.index_select(0, order[start:start + size]).float().div_(127.5).sub_(1)
 
 
 # ---- pictures ----
@@ -120,7 +120,7 @@ def _load_torchvision(name, data_dir, train):
             with contextlib.redirect_stdout(io.StringIO()):     # it prints all mirrors it tries
                 dataset = _unless_stuck(lambda: make(data_dir, train, download=True), data_dir)
         except Exception as error:      # no network, a full disk, …: the remedy is the same
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise DataError(f"--data {name}: not on disk, no download ({reason}); put its files at "
                             f"{Path(data_dir, files)}, delete damaged ones, or use --data strokes"
                             ) from error

@@ -32,7 +32,7 @@ Measured on MNIST: cFID (see README) 43 to 47 for three seeds after 10 passes, 6
 
     python gan_mlp.py                                   # MNIST, 10 passes, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png
-    python gan_mlp.py --data FOLDER --image-size 32     # images of your own
+    python gan_mlp.py --data FOLDER --image-size 32 --out out/mine      # images of your own
 """
 
 import argparse
@@ -48,6 +48,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "gan_mlp"
 
@@ -129,11 +130,11 @@ def train_discriminator(G, D, opt, real, *, amp=False):
         # one call for both is faster; right only because no layer of D mixes the images of a batch
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
-    opt.zero_grad()
+    D.zero_grad()
     (loss_real + loss_fake).backward()
     opt.step()
-    D_x, D_Gz = s_real.sigmoid().mean(), s_fake.sigmoid().mean()
-    return torch.stack([loss_real, loss_fake, D_x, D_Gz]).detach()
+    D_x, D_Gz = s_real.detach().sigmoid().mean(), s_fake.detach().sigmoid().mean()
+    return torch.stack([loss_real.detach(), loss_fake.detach(), D_x, D_Gz])
 
 
 def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
@@ -149,7 +150,7 @@ def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
         s_fake = D(fake)
     loss_G = generator_loss(s_fake, loss)
     total = loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G
-    opt.zero_grad()
+    G.zero_grad()
     total.backward()
     opt.step()
     D.requires_grad_(True)
@@ -164,8 +165,7 @@ def update_ema(G_ema, G, decay, t):
     # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
     # the random start
     decay = min(decay, (1 + t) / (10 + t))
-    for average, weight in zip(G_ema.parameters(), G.parameters()):
-        average.lerp_(weight, 1 - decay)
+    get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
         average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
 
@@ -191,8 +191,8 @@ def train(args, ckpt=None):
     torch.manual_seed(args.seed)
     if args.data is None:
         args.data = default_data(args.data_dir)
-    images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                            image_size=args.image_size, channels=args.channels)
+    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
+                                 image_size=args.image_size, channels=args.channels)
     shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
     if len(images) < 2 or shape[-1] > 256:
         fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
@@ -226,12 +226,15 @@ def train(args, ckpt=None):
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
 
     out = Path(args.out)
+    if ckpt is None and (out / "ckpt.pt").exists():
+        fail(f"--out {out}: has a trained network; --resume that, or take another folder")
     writer = open_tensorboard(out, step) if args.tensorboard else None
     (out / "samples").mkdir(parents=True, exist_ok=True)
     columns = ("loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G", "jsd")
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
     save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
-    print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches a pass, on {device}")
+    print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
+          f"{n_batches} batches a pass, on {device}")
 
     save_every = args.save_every or max(1, round(args.epochs / 40))
     log_D, log_G, logged, since = [], [], step, time.perf_counter()
@@ -388,6 +391,7 @@ def between(kind, low, high):
         if not low <= value <= high:    # true of nan as well
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return value
+    number.__name__ = "whole number" if kind is int else "number"   # for argparse's message
     return number
 
 
@@ -399,9 +403,10 @@ def get_args(argv=None):
     parser.error = fail
     positive, fraction = between(int, 1, 10**9), between(float, 0, 0.999999)
     arg = parser.add_argument_group("data").add_argument
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; else mnist or strokes")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; not given: mnist, "
+                  "or strokes where it cannot be downloaded")
     arg("--data-dir", default="data", help="for downloads and decoded folders")
-    arg("--classes", nargs="+", help="train on these only: names or numbers")
+    arg("--classes", nargs="+", help="names or numbers (from 0) of those to train on")
     arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
     arg = parser.add_argument_group("training").add_argument
@@ -409,10 +414,10 @@ def get_args(argv=None):
     arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
     arg("--lr-d", type=between(float, 0, 1), default=3e-4, help="learning rate of D; 0: G's")
-    arg("--beta1", type=fraction, default=0.0, help="of Adam; momentum is of an old opponent")
+    arg("--beta1", type=fraction, default=0.0, help="of Adam; 0: no momentum (see README)")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z-dim", type=between(int, 1, 10**5), default=96, help="numbers in z")
-    arg("--width", type=between(int, 1, 10**4), default=96, help="of G's first layer")
+    arg("--width", type=between(int, 1, 10**4), default=96, help="base width of G and D")
     arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
     arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
     arg("--k", type=positive, default=1, help="steps of D for each of G")
@@ -425,7 +430,7 @@ def get_args(argv=None):
     arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: about 40 a run")
     switch = argparse.BooleanOptionalAction
     arg("--keep", action=switch, default=False, help="keep every checkpoint")
-    arg("--tensorboard", action=switch, default=False, help="write the log there, too")
+    arg("--tensorboard", action=switch, default=False, help="log for TensorBoard, too")
     arg = parser.add_argument_group("machine").add_argument
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
     arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
@@ -447,7 +452,6 @@ def get_args(argv=None):
 
 
 def main(argv=None):
-    start = time.time()
     args, ckpt = get_args(argv)
     try:
         if args.sample:
@@ -462,8 +466,8 @@ def main(argv=None):
         fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         last = Path(args.out, "ckpt.pt")
-        there = last.exists() and (args.resume or last.stat().st_mtime > start)
-        print(f"\nstopped; to go on: --resume {last}" if there else "\nstopped")
+        print(f"\nstopped; to go on: python {SCRIPT}.py --resume {last}" if last.exists()
+              else "\nstopped; nothing was saved yet")
         sys.exit(130)
 
 

@@ -341,10 +341,11 @@ def test_sample_by_hand(script, run, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_new_run_in_old_folder(script, run):
+def test_new_run_in_old_folder(script, run, capsys):
     out = run("--epochs", 1)
-    run("--epochs", 1)
-    assert len((out / "log.csv").read_text().splitlines()) == 2
+    whole = (out / "ckpt.pt").read_bytes()
+    assert f"--out {out}: has a trained network" in refused(capsys, run, "--epochs", 1)
+    assert len((out / "log.csv").read_text().splitlines()) == 2 and (out / "ckpt.pt").read_bytes() == whole
     (out / "log.csv").write_text((out / "log.csv").read_text() + "2")            # as a kill may leave it
     run("--resume", out / "ckpt.pt", "--epochs", 2)
     rows = (out / "log.csv").read_text().splitlines()
