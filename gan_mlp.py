@@ -226,7 +226,8 @@ def train(args, ckpt=None):
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
 
     out = Path(args.out)
-    if ckpt is None and (out / "ckpt.pt").exists():
+    own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
+    if (out / "ckpt.pt").exists() and not own:
         fail(f"--out {out}: has a trained network; --resume that, or take another folder")
     writer = open_tensorboard(out, step) if args.tensorboard else None
     (out / "samples").mkdir(parents=True, exist_ok=True)

@@ -393,6 +393,9 @@ def test_new_run_in_old_folder(script, run, capsys):
         len((out / "log.csv").read_text().splitlines()) == 2
         and (out / "ckpt.pt").read_bytes() == whole
     )
+    run("--epochs", 1, "--out", out.parent / "other")
+    again = ["--resume", out.parent / "other/ckpt.pt", "--epochs", 2, "--out", out]
+    assert "has a trained network" in refused(capsys, run, *again)
     (out / "log.csv").write_text((out / "log.csv").read_text() + "2")  # as a kill may leave it
     run("--resume", out / "ckpt.pt", "--epochs", 2)
     rows = (out / "log.csv").read_text().splitlines()
