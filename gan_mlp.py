@@ -238,6 +238,7 @@ def train(args, ckpt=None):
           f"{n_batches} batches a pass, on {device}")
 
     save_every = args.save_every or max(1, round(args.epochs / 40))
+    remedy = "try a lower --lr, anew or from the last checkpoint"
     log_D, log_G, logged, since = [], [], step, time.perf_counter()
     while epoch < args.epochs:
         epoch += 1
@@ -254,8 +255,7 @@ def train(args, ckpt=None):
                 means = torch.cat([torch.stack(log_D).mean(0), torch.stack(log_G).mean(0)[None]])
                 values = means.tolist()
                 if not all(map(math.isfinite, values)):
-                    fail(f"a loss is not finite at step {step}; try a lower --lr, from scratch or "
-                         "from the last checkpoint")
+                    fail(f"a loss is not finite at step {step}; {remedy}")
                 values.append(jsd_bound(values[0] + values[1]))
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
@@ -270,8 +270,7 @@ def train(args, ckpt=None):
 
         if epoch % save_every == 0 or epoch == args.epochs:
             if not all(w.isfinite().all() for net in (G, D) for w in net.state_dict().values()):
-                fail(f"a weight is not finite at step {step}; try a lower --lr, from scratch or "
-                     "from the last checkpoint")
+                fail(f"a weight is not finite at step {step}; {remedy}")
             grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
             save_grid(images_z, out / grids[-1])
             if writer:
