@@ -50,13 +50,14 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         raise DataError(f"--data {data}: no folder, nor mnist, fashion-mnist, cifar10 or strokes")
 
     rows, labels = _pick_classes(labels, names, classes)
-    if paths:
+    if paths is not None:
         images, read = _read_files([paths[i] for i in rows], image_size, channels, data_dir)
         labels = labels[read]
     else:
         images = _convert(images[rows], image_size, channels)
     if not len(images):
-        raise DataError(f"--data {data}: no image in it can be read")
+        raise DataError(f"--data {data}: no image in it can be read" if train else
+                        f"--data {data}: too few images in each class to hold some back")
     try:
         return images.to(device), labels.to(device)
     except RuntimeError as error:       # what all kinds of devices raise when they are full

@@ -32,7 +32,13 @@ from PIL import Image
 import common
 
 HERE = Path(__file__).parent
-SCRIPTS = {"gan_mlp": ["--width", "4", "--z-dim", "4"]}  # name: flags that make its networks tiny
+TINY = ["--width", "4", "--z-dim", "4"]
+SCRIPTS = {  # name: flags that make its networks tiny and let G move in every step
+    "gan_mlp": TINY,
+    "dcgan": TINY,
+    "wgan_clip": [*TINY, "--n-critic", "1"],
+    "wgan_gp": [*TINY, "--n-critic", "1"],
+}
 with warnings.catch_warnings():  # a mark of ours, without a configuration file to register it in
     warnings.simplefilter("ignore")
     gpu = pytest.mark.gpu
@@ -188,13 +194,14 @@ def test_discriminator_learns(script):
     with torch.no_grad():
         fake = G(script.noise(G, 32))
     D.eval()
+    loose = {"clip": 1.0} if script.SCRIPT == "wgan_clip" else {}  # 0.01 would keep scores small
 
     def gap():
         return (D(real).mean() - D(fake).mean()).item()
 
     before = gap()
     for _ in range(50):
-        step_D(script, G, D, opt_D, real)
+        step_D(script, G, D, opt_D, real, **loose)
     assert gap() > before + 0.1
 
 
@@ -202,7 +209,7 @@ def test_generator_sign(script):
     """Steps of G alone raise the mean score of its images."""
     G, D, _, _ = networks(script)
     D.eval()
-    opt_G = torch.optim.SGD(G.parameters(), 0.1)
+    opt_G = torch.optim.Adam(G.parameters(), 0.01)
     z = torch.randn(256, 4)
     before = D(G(z)).mean().item()
     for _ in range(5):
@@ -281,8 +288,11 @@ def test_amp_runs_in_bfloat16(script):
             lambda m, i, o: seen.append(o.dtype)
         )
     step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
+    penalty = [torch.float32] if hasattr(script, "gradient_penalty") else []
     script.train_generator(G, D, opt_G, 8, amp=True)
-    assert set(seen) == {torch.bfloat16}
+    calls_of_D = 1 if D_names(script)[0] == "Critic" or script is gan_mlp else 2
+    half = [torch.bfloat16]
+    assert seen == half * (1 + calls_of_D) + penalty + half * 2
 
 
 # ---- what all scripts do ----
@@ -918,6 +928,438 @@ def test_gan_log_row_by_hand(run_gan, monkeypatch):
     ):  # means of 1 3 5 7, 2 4 6 8; then of 9 11 13 15, 10 12 14 16
         want = [0.1 * d, 0.2 * d, 0.3 * d, 0.4 * d, 7 * g, math.log(2) - 0.15 * d]
         assert [float(v) for v in row[2:-1]] == pytest.approx(want, rel=1e-4)
+
+
+# ---- the convolutional scripts ----
+
+dcgan, wgan_clip, wgan_gp = map(importlib.import_module, ("dcgan", "wgan_clip", "wgan_gp"))
+
+
+@pytest.fixture(params=("dcgan", "wgan_clip", "wgan_gp"))
+def conv(request):
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(params=("wgan_clip", "wgan_gp"))
+def wgan(request):
+    return importlib.import_module(request.param)
+
+
+def kinds(network, *types):
+    return [m for m in network.modules() if isinstance(m, types)]
+
+
+def test_conv_sides(conv):
+    """Halved and rounded up to 4 or less in D, and back through the same maps in G."""
+    assert conv.halved(28) == [28, 14, 7, 4] and conv.halved(50) == [50, 25, 13, 7, 4]
+    assert conv.halved(8) == [8, 4] and conv.halved(64)[-1] == 4 and conv.halved(9) == [9, 5, 3]
+    for upsample in (False, True):
+        for side in (8, 9, 28, 50):
+            G = conv.Generator(4, (3, side, side), 4, upsample)
+            D = getattr(conv, D_names(conv)[0])((3, side, side), 4)
+            maps = {G: [], D: []}
+            for net in (G, D):
+                for m in kinds(net, nn.Conv2d, nn.ConvTranspose2d):
+                    m.register_forward_hook(
+                        lambda m, i, o, net=net: maps[net].append(tuple(o.shape[1:]))
+                    )
+            assert D(G(torch.randn(2, 4))).shape == (2,)
+            sides = conv.halved(side)
+            want = [(4 * 2**i, s, s) for i, s in enumerate(sides[1:])]
+            assert maps[D] == want
+            assert maps[G] == [*want[-2::-1], (3, side, side)]
+
+
+def test_conv_upsample(conv):
+    assert kinds(conv.Generator(), nn.ConvTranspose2d) and not kinds(conv.Generator(), nn.Upsample)
+    G = conv.Generator(upsample=True)
+    assert not kinds(G, nn.ConvTranspose2d)
+    assert {m.mode for m in kinds(G, nn.Upsample)} == {"nearest"}
+
+
+def test_conv_upsample_from_the_command_line(conv, folder, tmp_path):
+    run = runner(conv, folder, tmp_path)
+    out = run("--upsample", "--epochs", 1)
+    G = conv.Generator(4, (1, 8, 8), 4, upsample=True)
+    G.load_state_dict(load(out / "ckpt.pt")["G_ema"])
+    run("--resume", out / "ckpt.pt", "--epochs", 2)
+    run("--sample", out / "ckpt.pt")
+    with Image.open(out / "sample.png") as grid:
+        assert grid.size == (8 * 10 + 2, 8 * 10 + 2)
+
+
+@pytest.mark.parametrize("side", (8, 9, 11))
+def test_conv_small_sides(conv, side):
+    G, D, opt_G, opt_D = networks(conv, (3, side, side))
+    assert step_D(conv, G, D, opt_D, torch.rand(4, 3, side, side)).isfinite().all()
+    assert conv.train_generator(G, D, opt_G, 4).isfinite()
+
+
+def test_conv_refuses_sides_below_8(conv, tmp_path, capsys):
+    small = write_images(tmp_path / "small", 20, size=(7, 7))
+    run = runner(conv, small, tmp_path)
+    assert "side 7" in refused(capsys, run)
+    assert "side 5" in refused(capsys, run, "--image-size", 5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_conv_weights_at_the_start(conv):
+    """N(0, 0.02), biases 0."""
+    for net in (conv.Generator(), getattr(conv, D_names(conv)[0])()):
+        for m in kinds(net, nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
+            w = m.weight.detach()
+            assert abs(w.std() - 0.02) < 0.1 * 0.02 + 0.04 / w.numel() ** 0.5
+            assert w.abs().max() > 0.025 and not m.bias.any()
+
+
+def test_conv_generators_are_alike():
+    """The same weights make the same images in the three scripts: diffs are about the method."""
+    images = []
+    for script in (dcgan, wgan_clip, wgan_gp):
+        torch.manual_seed(0)
+        images.append(script.sample(script.Generator(), torch.ones(1, 100)))
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+# ---- dcgan.py ----
+
+
+def test_dcgan_guidelines():
+    for shape in ((1, 28, 28), (3, 64, 64)):
+        G, D = dcgan.Generator(100, shape), dcgan.Discriminator(shape)
+        pools = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample)
+        assert not kinds(G, *pools) and not kinds(D, *pools)
+        assert {m.stride for m in kinds(G, nn.ConvTranspose2d)} == {(2, 2)}
+        assert {m.stride for m in kinds(D, nn.Conv2d)} == {(2, 2)}
+        n = len(dcgan.halved(shape[-1])) - 1
+        assert len(kinds(G, nn.BatchNorm2d)) == n  # after all but the last, n + 1 layers
+        assert len(kinds(D, nn.BatchNorm2d)) == n - 1  # after all but the first
+        last, first = [*G.net][-2:], [*D.trunk][:2]
+        assert isinstance(last[0], nn.ConvTranspose2d) and isinstance(last[1], nn.Tanh)
+        assert isinstance(first[0], nn.Conv2d) and isinstance(first[1], nn.LeakyReLU)
+        assert len(kinds(G, nn.ReLU)) == n and not kinds(G, nn.LeakyReLU)
+        assert {m.negative_slope for m in kinds(D, nn.LeakyReLU)} == {0.2}
+
+
+def test_dcgan_features():
+    D = dcgan.Discriminator((3, 16, 16), 4).eval()
+    x = torch.randn(5, 3, 16, 16)
+    assert D.features(x).shape == (5, 128)
+    torch.testing.assert_close(D.score(D.features(x)).flatten(), D(x))
+
+
+def test_dcgan_losses_are_cross_entropies():
+    real, fake = torch.randn(2, 64) * 5
+    loss_real, loss_fake = dcgan.discriminator_loss(real, fake)
+    cross_entropy = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(loss_real, cross_entropy(real, torch.ones(64)))
+    torch.testing.assert_close(loss_fake, cross_entropy(fake, torch.zeros(64)))
+    torch.testing.assert_close(dcgan.generator_loss(fake), cross_entropy(fake, torch.ones(64)))
+
+
+def test_dcgan_D_sees_real_and_fake_apart():
+    """BatchNorm's statistics are of one kind of images: two calls of D, each with one kind."""
+    G, D, _, opt_D = networks(dcgan)
+    seen = []
+    D.register_forward_hook(lambda m, x, s: seen.append((x[0].mean().item(), s.detach())))
+    real = torch.ones(8, 1, 8, 8)
+    stats = dcgan.train_discriminator(G, D, opt_D, real)
+    (mean_real, s_real), (mean_fake, s_fake) = seen
+    assert mean_real == 1 and mean_fake < 0.9
+    want = [*dcgan.discriminator_loss(s_real, s_fake), s_real.sigmoid().mean()]
+    torch.testing.assert_close(stats, torch.stack([*want, s_fake.sigmoid().mean()]))
+
+
+def test_dcgan_walks():
+    """Each row starts at one z and ends at another, every z on it is N(0, I)."""
+    z = dcgan.walks(50, 800, torch.Generator().manual_seed(0)).view(100, 8, 50)
+    assert (z.flatten(0, 1).std(0) - 1).abs().max() < 0.25 and z[:, 3].std() > 0.95
+    ends = torch.cat([z[:, 0], z[:, -1]]).view(2, -1)
+    assert torch.corrcoef(ends)[0, 1].abs() < 0.05  # independent of each other
+    steps = z.diff(dim=1).norm(dim=-1)
+    assert (steps.amax(1) / steps.amin(1)).max() < 1.5  # no jump on the way
+    assert dcgan.walks(5, 11, torch.Generator()).shape == (11, 5)
+
+
+def test_dcgan_walk_from_the_command_line(folder, tmp_path, capsys):
+    run = runner(dcgan, folder, tmp_path)
+    out = run("--epochs", 1)
+    ckpt = load(out / "ckpt.pt")
+    run("--sample", out / "ckpt.pt", "--walk", "--num", 16, "--seed", 5)
+    G = dcgan.Generator(4, (1, 8, 8), 4)
+    G.load_state_dict(ckpt["G_ema"])
+    z = dcgan.walks(4, 16, torch.Generator().manual_seed(5))
+    common.save_grid(dcgan.sample(G, z), tmp_path / "want.png")
+    assert (tmp_path / "want.png").read_bytes() == (out / "sample.png").read_bytes()
+    assert "--walk" in refused(capsys, run, "--walk")
+
+
+# ---- the two Wasserstein scripts ----
+
+
+def test_wgan_losses(wgan):
+    real, fake = torch.randn(2, 64)
+    torch.testing.assert_close(wgan.critic_loss(real, fake), fake.mean() - real.mean())
+    torch.testing.assert_close(wgan.generator_loss(fake), -fake.mean())
+
+
+@pytest.mark.parametrize("norm", ("none", "layer", "instance"))
+def test_wgan_scores_do_not_depend_on_the_batch(wgan, norm):
+    """No BatchNorm in the critic: in training mode, each image's score is its own."""
+    D = wgan.Critic((3, 28, 28), 4, *([norm] if wgan is wgan_gp else []))
+    x = torch.randn(6, 3, 28, 28)
+    torch.testing.assert_close(D(x)[:1], D(torch.cat([x[:1], 5 * x[1:]]))[:1])
+    torch.testing.assert_close(D(x)[:1], D(x[:1]))
+
+
+def test_wgan_stats_are_means_of_scores(wgan):
+    G, D, _, opt_D = networks(wgan)
+    real = torch.rand(8, 1, 8, 8) * 2 - 1
+    torch.manual_seed(1)
+    with torch.no_grad():
+        want = torch.stack([D(real).mean(), D(G(wgan.noise(G, 8))).mean()])
+    torch.manual_seed(1)
+    torch.testing.assert_close(wgan.train_critic(G, D, opt_D, real)[:2], want)
+
+
+@pytest.mark.parametrize("n_critic", (1, 3))
+def test_wgan_n_critic_steps_of_D_for_one_of_G(wgan, folder, tmp_path, monkeypatch, n_critic):
+    """Counted over two passes of 4 batches each, so that a pass begins within the n_critic."""
+    calls, t = [], []
+    for name in ("train_critic", "train_generator"):
+
+        def step(*args, name=name, original=getattr(wgan, name), **kwargs):
+            calls.append(name[6])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(wgan, name, step)
+    monkeypatch.setattr(wgan, "update_ema", lambda a, b, decay, step: t.append(step))
+    runner(wgan, folder, tmp_path)("--n-critic", n_critic)
+    assert "".join(calls) == {1: "cg" * 8, 3: "cccgcccgcc"}[n_critic]
+    assert t == list(range(1, 8 // n_critic + 1))
+
+
+def test_wgan_n_critic_beyond_the_run(wgan, folder, tmp_path, capsys):
+    run = runner(wgan, folder, tmp_path)
+    assert "--n-critic 9: G would never move" in refused(capsys, run, "--n-critic", 9)
+
+
+def test_wgan_validation_w(wgan, folder, tmp_path):
+    """W_val of the last row by hand: W, less what D gives seen images more than held-back ones."""
+    out = runner(wgan, folder, tmp_path)("--epochs", 3, "--lr-d", 0.01, "--lr", 0.01)
+    header, *rows = [row.split(",") for row in (out / "log.csv").read_text().splitlines()]
+    row = {name: float(value) for name, value in zip(header, rows[-1])}
+    D = wgan.Critic((1, 8, 8), 4)
+    D.load_state_dict(load(out / "ckpt.pt")["D"])
+    seen, held = (
+        common.load_images(str(folder), tmp_path / "data", train=train)[0] / 127.5 - 1
+        for train in (True, False)
+    )
+    assert len(seen) == 36 and len(held) == 4
+    assert row["W"] == pytest.approx(row["D(x)"] - row["D(G(z))"], abs=1e-6)
+    with torch.no_grad():
+        gap = (D(seen).mean() - D(held).mean()).item()
+    assert gap and row["W_val"] == pytest.approx(row["W"] - gap, rel=1e-3, abs=1e-6)
+
+
+def test_wgan_without_held_back_images(wgan, tmp_path, capsys):
+    """Two classes of one image each: none is left for W_val, and that is said."""
+    write_images(tmp_path / "few/a", 1)
+    write_images(tmp_path / "few/b", 1)
+    assert "hold" in refused(capsys, runner(wgan, tmp_path / "few", tmp_path))
+
+
+def test_wgan_histogram(wgan, folder, tmp_path, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __getattr__(self, name):
+            return lambda *args: calls.append((name, *args))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    out = runner(wgan, folder, tmp_path)("--tensorboard")
+    histograms = [c for c in calls if c[0] == "add_histogram"]
+    weights = torch.cat([w.flatten() for w in load(out / "ckpt.pt")["D"].values()])
+    assert [c[3] for c in histograms] == [4, 8]
+    assert torch.equal(histograms[-1][2].flatten(), weights)
+
+
+# ---- wgan_clip.py ----
+
+
+def test_wgan_clip_weights_after_every_step():
+    G, D, _, _ = networks(wgan_clip)
+    opt = torch.optim.RMSprop(D.parameters(), 0.5)  # far out of the interval in one step
+    for clip in (0.01, 0.01, 0.003):
+        wgan_clip.train_critic(G, D, opt, torch.rand(8, 1, 8, 8), clip=clip)
+        assert max(w.abs().max() for w in D.parameters()) <= torch.tensor(clip)
+        assert all(w.any() for w in D.parameters() if w.ndim > 1)
+
+
+def test_wgan_clip_boundary_in_the_log(folder, tmp_path):
+    out = runner(wgan_clip, folder, tmp_path)("--epochs", 2, "--clip", 0.02)
+    header, *rows = [row.split(",") for row in (out / "log.csv").read_text().splitlines()]
+    weights = torch.cat([w.flatten() for w in load(out / "ckpt.pt")["D"].values()])
+    share = (weights.abs() == torch.tensor(0.02)).float().mean().item()
+    assert 0.05 < share < 1 and float(rows[-1][header.index("at_clip")]) == pytest.approx(share)
+
+
+# ---- wgan_gp.py ----
+
+
+def linear(w):
+    return lambda x: (x * w).sum((1, 2, 3))
+
+
+def test_gp_of_a_linear_critic():
+    """grad <w, x> = w: the penalty is (||w|| - 1)^2, whatever the images."""
+    for scale in (0.01, 0.3, 1):
+        w = torch.randn(3, 8, 8) * scale
+        real, fake = torch.randn(2, 5, 3, 8, 8)
+        penalty, norm = wgan_gp.gradient_penalty(linear(w), real, fake)
+        torch.testing.assert_close(penalty, (w.norm() - 1) ** 2)
+        torch.testing.assert_close(norm, w.norm())
+
+
+def test_gp_one_norm_an_image():
+    """D(x) = ||x||^2 / 2 has gradient x: with real = fake, x_hat = x, each image has its norm."""
+    x = torch.randn(5, 3, 8, 8) * torch.arange(5.0).view(5, 1, 1, 1)
+    penalty, norm = wgan_gp.gradient_penalty(lambda x: x.square().sum((1, 2, 3)) / 2, x, x)
+    norms = x.flatten(1).norm(dim=1)
+    torch.testing.assert_close(penalty, (norms - 1).square().mean())
+    torch.testing.assert_close(norm, norms.mean())
+
+
+def test_gp_x_hat_is_between_its_own_pair():
+    """One eps ~ U[0, 1] an image, the same for all its pixels."""
+    n = 2000
+    real, fake = torch.randn(2, n, 1, 2, 3)
+    seen = []
+
+    def D(x_hat):  # real 1, fake 0 would do for eps; here each pixel gives its own estimate of it
+        x = torch._C._functorch.get_unwrapped(x_hat)
+        seen.append((x - fake) / (real - fake))
+        return x_hat.sum((1, 2, 3))
+
+    wgan_gp.gradient_penalty(D, real, fake)
+    eps = seen[0].flatten(1).median(1).values
+    assert ((seen[0] - eps.view(n, 1, 1, 1)).abs().flatten(1).quantile(0.8, dim=1) < 1e-3).all()
+    assert 0 <= eps.min() < 0.01 and 0.99 < eps.max() <= 1.001 and (eps.mean() - 0.5).abs() < 0.03
+    assert len(eps.unique()) > n / 2
+
+
+@pytest.mark.parametrize("norm", ("none", "layer", "instance"))
+def test_gp_gradients_against_autograd(norm):
+    """The same penalty and the same gradients for D's weights as torch.autograd.grad gives."""
+    torch.manual_seed(0)
+    D = wgan_gp.Critic((3, 12, 12), 4, norm)
+    for w in D.parameters():
+        w.data.mul_(5)
+    real, fake = torch.randn(2, 6, 3, 12, 12)
+    torch.manual_seed(1)
+    eps = torch.rand(6, 1, 1, 1)
+    x_hat = (eps * real + (1 - eps) * fake).requires_grad_()
+    (gradient,) = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)
+    want = ((gradient.square().sum((1, 2, 3)).sqrt() - 1) ** 2).mean()
+    torch.manual_seed(1)
+    penalty, _ = wgan_gp.gradient_penalty(D, real, fake)
+    torch.testing.assert_close(penalty, want)
+    weights = [w for w in D.parameters() if w.ndim > 1]
+    for a, b in zip(torch.autograd.grad(penalty, weights), torch.autograd.grad(want, weights)):
+        assert b.any()
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_gp_is_part_of_the_critics_loss():
+    """gp_weight changes the critic's gradients, by that weight times the penalty's own."""
+    gradients = []
+    for weight in (0.0, 10.0, 20.0):
+        G, D, _, opt_D = networks(wgan_gp)
+        torch.manual_seed(1)
+        wgan_gp.train_critic(G, D, opt_D, torch.ones(8, 1, 8, 8), gp_weight=weight)
+        gradients.append(torch.cat([w.grad.flatten() for w in D.parameters() if w.ndim > 1]))
+    none, ten, twenty = gradients
+    assert not torch.equal(none, ten)
+    torch.testing.assert_close(twenty - none, 2 * (ten - none), atol=1e-5, rtol=1e-3)
+
+
+def test_gp_keeps_the_norm_near_1():
+    """Real and fake constant images: without the penalty the slope grows, with it it stays."""
+    norms = []
+    for weight in (0.0, 10.0):
+        G, D, _, _ = networks(wgan_gp)
+        opt_D = torch.optim.Adam(D.parameters(), 0.001, betas=(0.0, 0.9))
+        for _ in range(200):
+            stats = wgan_gp.train_critic(G, D, opt_D, torch.ones(16, 1, 8, 8), gp_weight=weight)
+        norms.append(stats[2].item())
+    assert norms[0] > 20 and 0.5 < norms[1] < 1.8
+
+
+def test_gp_gradient_at_zero():
+    """All weights 0: every norm is 0, where its own gradient has no value; it must not be NaN."""
+    D = wgan_gp.Critic((1, 8, 8), 4)
+    for w in D.parameters():
+        w.data.zero_()
+    penalty, norm = wgan_gp.gradient_penalty(D, torch.ones(4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
+    penalty.backward()
+    assert penalty == 1 and norm == 0
+    assert all(w.grad is None or w.grad.isfinite().all() for w in D.parameters())
+
+
+def test_gp_refuses_batchnorm():
+    D = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(RuntimeError):
+        wgan_gp.gradient_penalty(D, torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8))
+
+
+def test_gp_compiled():
+    """torch.compile gives the same penalty and the same gradients, where other ways give none."""
+    D = wgan_gp.Critic((1, 8, 8), 4)
+    real, fake = torch.rand(2, 4, 1, 8, 8)
+    results = []
+    for f in (
+        wgan_gp.gradient_penalty,
+        torch.compile(wgan_gp.gradient_penalty, backend="aot_eager"),
+    ):
+        D.zero_grad()
+        torch.manual_seed(0)
+        penalty, _ = f(D, real, fake)
+        penalty.backward()
+        results.append((penalty.detach(), [w.grad for w in D.parameters() if w.ndim > 1]))
+    assert any(g.any() for g in results[0][1])
+    torch.testing.assert_close(*results)
+
+
+def test_gp_in_float32_within_autocast():
+    D = wgan_gp.Critic((1, 8, 8), 4)
+    real, fake = torch.rand(2, 4, 1, 8, 8)
+    results = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            results.append(wgan_gp.gradient_penalty(D, real, fake))
+    assert results[1][0].dtype == torch.float32
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(
+    "norm, layers", (("none", 0), ("layer", 3), ("instance", 2))
+)
+def test_gp_norms(norm, layers, folder, tmp_path):
+    D = wgan_gp.Critic((1, 28, 28), 4, norm)
+    normed = kinds(D, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+    assert len(normed) == layers and not kinds(D, nn.modules.batchnorm._BatchNorm)
+    out = runner(wgan_gp, folder, tmp_path)("--norm", norm, "--epochs", 1)
+    assert load(out / "ckpt.pt")["args"]["norm"] == norm
+
+
+def test_gp_refuses_norm_batch(folder, tmp_path, capsys):
+    assert "--norm" in refused(capsys, runner(wgan_gp, folder, tmp_path), "--norm", "batch")
 
 
 # ---- common.py: pictures and batches ----

@@ -1,0 +1,466 @@
+"""DOC"""
+
+import argparse
+import contextlib
+import copy
+import math
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+SCRIPT = "wgan_clip"
+
+
+# ---- networks ----
+
+def halved(side):
+    """The sides of the feature maps, halved and rounded up, down to 4 or less: [28, 14, 7, 4]."""
+    return [side] if side <= 4 else [side, *halved((side + 1) // 2)]
+
+
+def init_weights(layer):
+    """N(0, 0.02) for all weights but those of BatchNorm (section 4)."""
+    if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(layer.weight, 0, 0.02)
+        nn.init.zeros_(layer.bias)
+
+
+class Generator(nn.Module):
+    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8."""
+
+    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
+        super().__init__()
+        self.z_dim = z_dim
+        sides = halved(shape[-1])[::-1]                                     # 4, 7, 14, 28
+        channels = [width * 2**i for i in range(len(sides) - 1)][::-1]      # 64, 32, 16
+        n_in, channels = channels[0], channels[1:] + [shape[0]]
+        layers = [nn.Linear(z_dim, n_in * sides[0]**2), nn.Unflatten(1, (n_in, sides[0], sides[0]))]
+        for n_out, side in zip(channels, sides[1:]):
+            layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
+            if upsample:                # no checkerboards, for half as much again of time
+                layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n_out, 3, padding=1)]
+            else:                       # undoes the strided convolution of D: 4 → 7, 7 → 14
+                kernel = 4 - side % 2
+                layers.append(nn.ConvTranspose2d(n_in, n_out, kernel, stride=2, padding=1))
+            n_in = n_out
+        self.net = nn.Sequential(*layers, nn.Tanh())
+        self.apply(init_weights)
+
+    def forward(self, z):
+        return self.net(z)
+
+
+class Critic(nn.Module):
+    """Images (B, C, H, H) in [-1, 1] to raw scores (B,), of any size: no sigmoid, no tanh."""
+
+    def __init__(self, shape=(1, 28, 28), width=16):
+        super().__init__()
+        sides, layers, n_in = halved(shape[-1]), [], shape[0]
+        for i, side in enumerate(sides[:-1]):
+            n_out = width * 2**i
+            layers.append(nn.Conv2d(n_in, n_out, 4 - side % 2, stride=2, padding=1))
+            layers.append(nn.LeakyReLU(0.2))
+            n_in = n_out
+        hidden = 32 * width
+        layers += [nn.Flatten(), nn.Linear(n_in * sides[-1]**2, hidden)]
+        self.net = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+        self.apply(init_weights)
+
+    def forward(self, x):
+        return self.net(x).flatten().float()    # the losses are taken in float32, under --amp too
+
+
+# ---- losses ----
+
+def critic_loss(s_real, s_fake):
+    """-W = E D(G(z)) - E D(x), from scores (B,) of real images and of fakes."""
+    return s_fake.mean() - s_real.mean()
+
+
+def generator_loss(s_fake):
+    """-E D(G(z)), from scores (B,) of fakes."""
+    return -s_fake.mean()
+
+
+@torch.no_grad()
+def clip_weights(D, clip):
+    """Move each weight of D into [-clip, clip] (Algorithm 1, line 7)."""
+    for w in D.parameters():
+        w.clamp_(-clip, clip)
+
+
+# ---- one update of each player ----
+
+def noise(G, n):
+    """z ~ N(0, I), (n, z_dim), on G's device."""
+    return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
+
+
+def autocast(device, amp):
+    """bfloat16 for the layers that stand it, with --amp."""
+    return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
+
+
+def train_critic(G, D, opt, real, *, clip=0.01, amp=False):
+    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes.
+
+    Returns two numbers, (2,): E D(x) and E D(G(z)).
+    """
+    with autocast(real.device, amp):
+        with torch.no_grad():           # D's step needs no gradient through G
+            fake = G(noise(G, len(real)))
+        # one call for both is faster; right only because no layer of D mixes the images of a batch
+        s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
+    D.zero_grad()
+    critic_loss(s_real, s_fake).backward()
+    opt.step()
+    clip_weights(D, clip)               # after the step, which may have left the interval
+    return torch.stack([s_real.mean(), s_fake.mean()]).detach()
+
+
+def train_generator(G, D, opt, n, *, amp=False):
+    """One step of G on n fakes. Returns its loss, -E D(G(z)), one number, ()."""
+    z = noise(G, n)
+    D.requires_grad_(False)             # its gradients would be computed for nothing
+    with autocast(z.device, amp):
+        s_fake = D(G(z))
+    loss_G = generator_loss(s_fake)
+    G.zero_grad()
+    loss_G.backward()
+    opt.step()
+    D.requires_grad_(True)
+    return loss_G.detach()
+
+
+# ---- samples ----
+
+@torch.no_grad()
+def update_ema(G_ema, G, decay, t):
+    """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
+    # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
+    # the random start
+    decay = min(decay, (1 + t) / (10 + t))
+    get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
+    for average, buffer in zip(G_ema.buffers(), G.buffers()):
+        average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
+
+
+@torch.no_grad()
+def sample(G, z):
+    """G(z), (B, C, H, H) in [-1, 1], in eval mode: no image depends on the others of its batch."""
+    G.eval()
+    images = G(z)
+    G.train()
+    return images
+
+
+# ---- training ----
+
+def train(args, ckpt=None):
+    """Train anew, or on from a checkpoint; all files go to args.out."""
+    # imported here, so that all above this line works in a copy of this file alone, with torch only
+    from common import batches, default_data, load_images, save_gif, save_grid
+    device = pick_device(args.device)
+    if args.amp and device.type == "mps":
+        fail("--amp: on cuda and cpu only")
+    torch.manual_seed(args.seed)
+    if args.data is None:
+        args.data = default_data(args.data_dir)
+    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
+                                 image_size=args.image_size, channels=args.channels)
+    shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
+    if len(images) < 2 or not 8 <= shape[-1] <= 256:
+        fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
+             "least 2, and an --image-size from 8 to 256")
+    if args.n_critic > args.epochs * n_batches:
+        fail(f"--n-critic {args.n_critic}: G would never move, in {args.epochs} passes of "
+             f"{n_batches} batches")
+    # for W_val: what D has not seen, and as much of what it has seen
+    held, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
+                          image_size=shape[-1], channels=shape[0], device=device)
+    seen, held = (x[::len(x) // 500 or 1][:500] / 127.5 - 1 for x in (images, held))
+
+    layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
+    G = Generator(args.z_dim, shape, args.width, args.upsample).to(device, memory_format=layout)
+    D = Critic(shape, args.width).to(device, memory_format=layout)
+    G_ema = copy.deepcopy(G).requires_grad_(False)
+    rmsprop = dict(alpha=args.beta2, foreach=device.type != "mps")      # all weights at once
+    opt_G = torch.optim.RMSprop(G.parameters(), lr=args.lr, **rmsprop)
+    opt_D = torch.optim.RMSprop(D.parameters(), lr=args.lr_d or args.lr, **rmsprop)
+    nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
+    z = noise(G, 64)                    # the same for all grids, so that they show what changes
+    epoch, step, grids = 0, 0, []
+    if ckpt:
+        try:
+            for name, net in nets.items():
+                net.load_state_dict(ckpt[name])
+            for name, opt in opts.items():      # its averages; lr and alpha are those of this run
+                opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
+        except (KeyError, RuntimeError, ValueError):
+            fail(f"--resume {args.resume}: has other networks (--width, --z-dim, image shape?)")
+        z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
+        if epoch >= args.epochs:
+            fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
+        torch.set_rng_state(ckpt["rng"])
+        if device.type == "cuda" and ckpt["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(ckpt["rng_cuda"])
+
+    out = Path(args.out)
+    own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
+    if (out / "ckpt.pt").exists() and not own:
+        fail(f"--out {out}: has a trained network; --resume that, or take another folder")
+    writer = open_tensorboard(out, step) if args.tensorboard else None
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    columns = ("D(x)", "D(G(z))", "loss_G", "W", "W_val", "at_clip")
+    log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
+    save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
+    print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
+          f"{n_batches} batches a pass, on {device}")
+
+    save_every = args.save_every or max(1, round(args.epochs / 40))
+    remedy = "try a lower --lr, anew or from the last checkpoint"
+    log_D, log_G, logged, since = [], [], step, time.perf_counter()
+    while epoch < args.epochs:
+        epoch += 1
+        for i, real in enumerate(batches(images, args.batch_size), 1):
+            step += 1
+            log_D.append(train_critic(G, D, opt_D, real, clip=args.clip, amp=args.amp))
+            if step % args.n_critic == 0:
+                log_G.append(train_generator(G, D, opt_G, len(real), amp=args.amp))
+                update_ema(G_ema, G, args.ema, step // args.n_critic)
+
+            if log_G and (i == n_batches or time.perf_counter() > since + args.log_every):
+                # means since the last line; within a pass the host waits for the device only here
+                means = torch.cat([torch.stack(log_D).mean(0), torch.stack(log_G).mean(0)[None]])
+                values = means.tolist()
+                if not all(map(math.isfinite, values)):
+                    fail(f"a loss is not finite at step {step}; {remedy}")
+                W = values[0] - values[1]
+                with torch.no_grad():   # D rates the fakes alike for both: only E D(x) differs
+                    W_val = W - (D(seen).mean() - D(held).mean()).item()
+                weights = torch.cat([w.detach().flatten() for w in D.parameters()])
+                values += [W, W_val, (weights.abs() >= args.clip).float().mean().item()]
+                speed = (step - logged) * len(real) / (time.perf_counter() - since)
+                left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
+                print(f"epoch {epoch}/{args.epochs} step {step} ",
+                      *(f"{name} {value:.3f}" for name, value in zip(columns, values)),
+                      f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
+                print(epoch, step, *values, speed, sep=",", file=log)
+                if writer:
+                    for name, value in zip(columns, values):
+                        writer.add_scalar(name, value, step)
+                log_D, log_G, logged, since = [], [], step, time.perf_counter()
+
+        if epoch % save_every == 0 or epoch == args.epochs:
+            if not all(w.isfinite().all() for net in (G, D) for w in net.state_dict().values()):
+                fail(f"a weight is not finite at step {step}; {remedy}")
+            grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
+            save_grid(images_z, out / grids[-1])
+            if writer:
+                weights = torch.cat([w.flatten() for w in D.parameters()])
+                writer.add_histogram("weights of D", weights, step)
+                writer.add_images("samples", images_z / 2 + 0.5, step)
+            state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
+                     "grids": grids, "z": z,
+                     "args": {name: v for name, v in vars(args).items() if name not in THIS_RUN},
+                     **{name: part.state_dict() for name, part in {**nets, **opts}.items()},
+                     "rng": torch.get_rng_state(),
+                     "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None}
+            save_checkpoint(state, out / "ckpt.pt")
+            if args.keep:
+                save_checkpoint(state, out / f"ckpt_{epoch:04}.pt")
+            since = time.perf_counter()
+    if writer:
+        writer.close()
+    save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
+    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
+
+
+def sample_checkpoint(args, ckpt):
+    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
+    from common import save_grid
+    device, out = pick_device(args.device), Path(args.out)
+    saved = ckpt["args"]
+    G = Generator(saved["z_dim"], ckpt["shape"], saved["width"], saved["upsample"]).to(device)
+    try:
+        G.load_state_dict(ckpt["G_ema"])
+    except (KeyError, RuntimeError):
+        fail(f"--sample {args.sample}: is of another Generator than that of this file")
+    # drawn on the CPU, so that a seed means the same images on every device
+    z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
+    images = torch.cat([sample(G, part.to(device)).cpu() for part in z.split(500)])
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(images, out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):          # samples of two runs in one folder would be measured as one
+            fail(f"--out {out}: has files in it; take a new folder")
+        for i, image in enumerate(images):
+            save_grid(image[None], out / f"{i:05}.png")
+    print(f"wrote {args.num} images to {out}")
+
+
+# ---- files, devices, errors ----
+
+def save_checkpoint(ckpt, path):
+    """Write beside `path`, then move into place: no kill, no full disk can leave half a file."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        torch.save(ckpt, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:    # a full disk is a RuntimeError of torch's writer
+        fail(f"{path} cannot be written; is the disk full? ({str(error).splitlines()[0]})")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path, flag):
+    """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
+    if not os.path.isfile(path):
+        fail(f"{flag} {path}: there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # fail() says it in one line
+            ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        script, _ = ckpt["script"], ckpt["args"]["width"]
+    except Exception:                   # whatever zip files, pickles and dicts of others may raise
+        fail(f"{flag} {path}: damaged, or not a checkpoint")
+    if script != SCRIPT:
+        fail(f"{flag} {path}: was written by {script}.py; use that")
+    return ckpt
+
+
+def open_log(path, step, header):
+    """Open log.csv behind the whole rows up to `step`, those that a resumed run builds on."""
+    rows = path.read_text().splitlines()[1:] if step and path.exists() else []
+    rows = [row for row in rows if row.count(",") == len(header) - 1]
+    log = open(path, "w", buffering=1)
+    print(",".join(header), *(row for row in rows if int(row.split(",")[1]) <= step),
+          sep="\n", file=log)
+    return log
+
+
+def open_tensorboard(out, step):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fail("--tensorboard: is not installed; pip install tensorboard")
+    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+
+def pick_device(name):
+    mps = torch.backends.mps.is_available()
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        fail(f"--device {name}: there is none that torch can use; try --device auto")
+    return torch.device(name)
+
+
+def fail(message):
+    """End on an error that the user can mend: one line, and exit code 2 as argparse has it."""
+    print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ---- command line ----
+
+THIS_RUN = ("out", "device", "resume", "sample", "num")     # flags that a checkpoint does not keep
+
+
+def between(kind, low, high):
+    """An argparse type: a number from low to high."""
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:    # true of nan as well
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+    number.__name__ = "whole number" if kind is int else "number"   # for argparse's message
+    return number
+
+
+def get_args(argv=None):
+    """The settings, and with --resume or --sample the checkpoint, else None."""
+    parser = argparse.ArgumentParser(SCRIPT + ".py", description=(__doc__ or "").split("\n")[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     allow_abbrev=False)
+    parser.error = fail
+    switch = argparse.BooleanOptionalAction
+    positive, fraction = between(int, 1, 10**9), between(float, 0, 0.999999)
+    arg = parser.add_argument_group("data").add_argument
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; not given: mnist, "
+                  "or strokes where it cannot be downloaded")
+    arg("--data-dir", default="data", help="for downloads and decoded folders")
+    arg("--classes", nargs="+", help="names or numbers (from 0) of those to train on")
+    arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
+    arg = parser.add_argument_group("training").add_argument
+    arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
+    arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
+    arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
+    arg("--lr-d", type=between(float, 0, 1), default=3e-4, help="learning rate of D; 0: G's")
+    arg("--beta2", type=fraction, default=0.99, help="of RMSprop, alpha in its formulas")
+    arg("--z-dim", type=between(int, 1, 10**5), default=100, help="numbers in z")
+    arg("--width", type=between(int, 1, 10**4), default=16, help="channels of the largest maps")
+    arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
+    arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
+    arg("--n-critic", type=positive, default=5, help="steps of D for each of G")
+    arg("--clip", type=between(float, 1e-6, 1e6), default=0.01, help="bound of D's weights")
+    arg("--upsample", action=switch, default=False, help="G from upsampling and convolution")
+    arg = parser.add_argument_group("output").add_argument
+    arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
+    arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")
+    arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: about 40 a run")
+    arg("--keep", action=switch, default=False, help="keep every checkpoint")
+    arg("--tensorboard", action=switch, default=False, help="log for TensorBoard, too")
+    arg = parser.add_argument_group("machine").add_argument
+    arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
+    arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
+    group = parser.add_argument_group("modes")
+    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="images to --sample")
+    arg = group.add_mutually_exclusive_group().add_argument
+    arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
+    arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
+
+    args = parser.parse_args(argv)
+    flag, path = ("--resume", args.resume) if args.sample is None else ("--sample", args.sample)
+    ckpt, folder = None, Path("out", SCRIPT)
+    if path is not None:
+        ckpt, folder = load_checkpoint(path, flag), Path(path).parent
+        parser.set_defaults(**ckpt["args"])
+        args = parser.parse_args(argv)
+    args.out = args.out or str(folder / "sample.png" if args.sample else folder)
+    return args, ckpt
+
+
+def main(argv=None):
+    args, ckpt = get_args(argv)
+    try:
+        if args.sample:
+            sample_checkpoint(args, ckpt)
+        else:
+            train(args, ckpt)
+    except OSError as error:            # data that are not there, a folder that cannot be written
+        fail(error if error.filename or not error.errno else f"--out {args.out}: {error}")
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
+    except KeyboardInterrupt:
+        last = Path(args.out, "ckpt.pt")
+        print(f"\nstopped; to go on: python {SCRIPT}.py --resume {last}" if last.exists()
+              else "\nstopped; nothing was saved yet")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
