@@ -260,7 +260,7 @@ def train(args, ckpt=None):
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
                 print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.3f}" for name, value in zip(columns, values)),
+                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)),
                       f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
                 print(epoch, step, *values, speed, sep=",", file=log)
                 if writer:

@@ -33,23 +33,32 @@ def init_weights(layer):
 
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8."""
+    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8.
 
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
+    upsample: enlarge maps by nearest neighbours and convolution, which leaves no checkerboards.
+    mlp: fully connected layers without BatchNorm instead, as a test of how robust a method is.
+    """
+
+    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False, mlp=False):
         super().__init__()
         self.z_dim = z_dim
-        sides = halved(shape[-1])[::-1]                                     # 4, 7, 14, 28
-        channels = [width * 2**i for i in range(len(sides) - 1)][::-1]      # 64, 32, 16
-        n_in, channels = channels[0], channels[1:] + [shape[0]]
-        layers = [nn.Linear(z_dim, n_in * sides[0]**2), nn.Unflatten(1, (n_in, sides[0], sides[0]))]
-        for n_out, side in zip(channels, sides[1:]):
-            layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
-            if upsample:                # no checkerboards, for half as much again of time
-                layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n_out, 3, padding=1)]
-            else:                       # undoes the strided convolution of D: 4 → 7, 7 → 14
-                kernel = 4 - side % 2
-                layers.append(nn.ConvTranspose2d(n_in, n_out, kernel, stride=2, padding=1))
-            n_in = n_out
+        layers = []
+        if mlp:
+            sizes = [z_dim] + 4 * [32 * width]
+            for n_in, n_out in zip(sizes, sizes[1:]):
+                layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+            layers += [nn.Linear(sizes[-1], math.prod(shape)), nn.Unflatten(1, tuple(shape))]
+        else:
+            sides = halved(shape[-1])[::-1]                                 # 4, 7, 14, 28
+            n = width * 2**(len(sides) - 2)                                 # 64, then 32, 16, 1
+            layers += [nn.Linear(z_dim, n * sides[0]**2), nn.Unflatten(1, (n, sides[0], sides[0]))]
+            for side in sides[1:]:
+                n_in, n = n, n // 2 if side < sides[-1] else shape[0]
+                layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
+                if upsample:
+                    layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n, 3, padding=1)]
+                else:                   # undoes a strided convolution of D: 4 → 7, 7 → 14
+                    layers.append(nn.ConvTranspose2d(n_in, n, 4 - side % 2, stride=2, padding=1))
         self.net = nn.Sequential(*layers, nn.Tanh())
         self.apply(init_weights)
 
@@ -62,14 +71,14 @@ class Critic(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
-        sides, layers, n_in = halved(shape[-1]), [], shape[0]
-        for i, side in enumerate(sides[:-1]):
-            n_out = width * 2**i
-            layers.append(nn.Conv2d(n_in, n_out, 4 - side % 2, stride=2, padding=1))
+        *sides, last = halved(shape[-1])                                    # 28, 14, 7; 4
+        layers, n = [], shape[0]
+        for i, side in enumerate(sides):
+            n_in, n = n, width * 2**i                                       # 1, then 16, 32, 64
+            layers.append(nn.Conv2d(n_in, n, 4 - side % 2, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2))
-            n_in = n_out
-        hidden = 32 * width
-        layers += [nn.Flatten(), nn.Linear(n_in * sides[-1]**2, hidden)]
+        hidden = 32 * width             # its units see the whole image
+        layers += [nn.Flatten(), nn.Linear(n * last**2, hidden)]
         self.net = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
         self.apply(init_weights)
 
@@ -188,7 +197,8 @@ def train(args, ckpt=None):
     seen, held = (x[::len(x) // 500 or 1][:500] / 127.5 - 1 for x in (images, held))
 
     layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
-    G = Generator(args.z_dim, shape, args.width, args.upsample).to(device, memory_format=layout)
+    G = Generator(args.z_dim, shape, args.width, args.upsample, args.mlp)
+    G.to(device, memory_format=layout)
     D = Critic(shape, args.width).to(device, memory_format=layout)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     rmsprop = dict(alpha=args.beta2, foreach=device.type != "mps")      # all weights at once
@@ -250,7 +260,7 @@ def train(args, ckpt=None):
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
                 print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.3f}" for name, value in zip(columns, values)),
+                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)),
                       f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
                 print(epoch, step, *values, speed, sep=",", file=log)
                 if writer:
@@ -287,8 +297,8 @@ def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
     from common import save_grid
     device, out = pick_device(args.device), Path(args.out)
-    saved = ckpt["args"]
-    G = Generator(saved["z_dim"], ckpt["shape"], saved["width"], saved["upsample"]).to(device)
+    sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
+    G = Generator(shape=ckpt["shape"], **sizes).to(device)
     try:
         G.load_state_dict(ckpt["G_ema"])
     except (KeyError, RuntimeError):
@@ -405,9 +415,9 @@ def get_args(argv=None):
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
     arg = parser.add_argument_group("training").add_argument
     arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
-    arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
+    arg("--batch-size", type=between(int, 2, 10**6), default=32, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=3e-4, help="learning rate of D; 0: G's")
+    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
     arg("--beta2", type=fraction, default=0.99, help="of RMSprop, alpha in its formulas")
     arg("--z-dim", type=between(int, 1, 10**5), default=100, help="numbers in z")
     arg("--width", type=between(int, 1, 10**4), default=16, help="channels of the largest maps")
@@ -416,6 +426,7 @@ def get_args(argv=None):
     arg("--n-critic", type=positive, default=5, help="steps of D for each of G")
     arg("--clip", type=between(float, 1e-6, 1e6), default=0.01, help="bound of D's weights")
     arg("--upsample", action=switch, default=False, help="G from upsampling and convolution")
+    arg("--mlp", action=switch, default=False, help="G of fully connected layers, no BatchNorm")
     arg = parser.add_argument_group("output").add_argument
     arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
     arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")
