@@ -381,7 +381,7 @@ def fail(message):
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num")     # flags that a checkpoint does not keep
+THIS_RUN = ("out", "device", "resume", "sample", "num")     # not kept in a checkpoint
 
 
 def between(kind, low, high):

@@ -628,7 +628,7 @@ def test_bad_checkpoints(script, run, tmp_path, capsys, monkeypatch, flag):
 def test_sample_of_an_edited_script(script, run, capsys, monkeypatch):
     """README's "Hack it" invites edits of the networks; older checkpoints then do not fit."""
     ckpt = run("--epochs", 1) / "ckpt.pt"
-    monkeypatch.setattr(script, "Generator", lambda *args: nn.Linear(1, 1))
+    monkeypatch.setattr(script, "Generator", lambda *args, **kwargs: nn.Linear(1, 1))
     assert f"--sample {ckpt}: is of another Generator" in refused(capsys, run, "--sample", ckpt)
 
 

@@ -1,4 +1,48 @@
-"""DOC"""
+"""Wasserstein GAN with clipped weights (Arjovsky et al. 2017, arXiv:1701.07875, Algorithm 1).
+
+A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
+With E the mean over the training images x, or over z ~ N(0, I):
+
+    D maximises  W = E D(x) - E D(G(z)),  all its weights kept within [-c, c]
+    G maximises  E D(G(z))
+
+Why: think of the images x and of the G(z) as two piles of sand of the same size, in the space of
+all images. A plan says how much sand goes from where in G's pile to where in the other, so that
+the first pile becomes the second; its cost is the sand moved times how far, summed. A wasteful
+plan carries sand to and fro, so its cost tells of the plan. The cost of the cheapest plan tells of
+the piles alone: that is their Wasserstein or earth mover's distance. It shrinks as G's pile gets
+nearer, from however far. The divergence that gan_mlp.py lowers does not: it is log 2 for all piles
+that do not overlap, near or far (section 2, example 1), and then G has no slope to follow.
+
+Nobody can try all plans for images. But the distance has a second form (Kantorovich, Rubinstein):
+
+    max E f(x) - E f(G(z))  over all functions f with slope at most 1 everywhere (1-Lipschitz)
+
+Read f as a price of sand. A carrier buys at G's pile and sells at the other; as prices differ by no
+more than the way between two places, what he earns cannot exceed the cost of the cheapest plan,
+and the best prices earn just that. So D looks for f, and the better it is, the better G's slope:
+train it more often (n_critic), where a GAN's D that is too good leaves G no gradient. And -loss_D
+becomes a figure with a meaning, W, which falls as images get better.
+
+Clipping keeps the slope below some K that depends on c and on the layers, so that W is the distance
+times K, with K unknown. It is a stopgap: with a large c, D takes long to reach its best; with a
+small one the gradient fades from layer to layer; and with any, most weights run to +-c (at_clip),
+which leaves simple functions only. wgan_gp.py asks for the slope itself. Well-known code that
+describes clipping and never clips trains something else, as does a critic that ends in tanh.
+
+Not as in the paper: no BatchNorm in D (its factors would be clipped as well: W was 1e-13), G at
+1e-3 and D at 2e-4 in place of 5e-5, batches of 32 in place of 64, and samples from a moving
+average of G's weights. RMSprop without momentum is the paper's: momentum made it unstable.
+
+A healthy run: W rises at first, as D learns, then falls as the images get better; W_val, the same
+on images held back from training, stays with it. (If D overfits, W rises above W_val.)
+
+Measured on MNIST: TODO
+
+    python wgan_clip.py                                         # MNIST, 10 passes
+    python wgan_clip.py --sample out/wgan_clip/ckpt.pt          # 64 new images
+    python wgan_clip.py --data FOLDER --classes horse --out out/horse   # one class of a folder
+"""
 
 import argparse
 import contextlib
@@ -384,7 +428,7 @@ def fail(message):
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num")     # flags that a checkpoint does not keep
+THIS_RUN = ("out", "device", "resume", "sample", "num")     # not kept in a checkpoint
 
 
 def between(kind, low, high):

@@ -1,4 +1,40 @@
-"""DOC"""
+"""Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
+
+A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
+With E the mean over the training images x, or over z ~ N(0, I):
+
+    D maximises  E D(x) - E D(G(z)) - gp_weight E (||grad D(x_hat)||_2 - 1)^2
+    G maximises  E D(G(z))
+    x_hat = eps x + (1 - eps) G(z),  eps ~ U[0, 1], anew for each image
+
+Why: W = E D(x) - E D(G(z)), at its greatest over all D with slope at most 1, is the earth mover's
+distance of the images x and the G(z); wgan_clip.py explains it. Clipping D's weights bounds the
+slope, but leaves D few functions to choose from. Here the slope itself is asked for, by a penalty.
+
+Why slope 1 and not at most 1 (proposition 1)? Let the cheapest plan take sand from G(z) to x. The
+best D earns its cost in full: on the way from G(z) to x the price D rises by all that it may, 1 for
+each step of length 1. So the best D has slope 1 almost everywhere on the ways that sand takes.
+
+Why at points between x and G(z)? No penalty can be taken everywhere in a space of 784 dimensions.
+It is needed where G's images are and where they are to go. The ways of the best plan would be the
+right ones, but the plan is unknown: x and G(z) are paired by chance.
+
+Why no BatchNorm in D? The slope is that of one image's score in that image; with BatchNorm the
+score would depend on the other images, too. LayerNorm and InstanceNorm do not mix images.
+
+Not as in the paper: Adam's betas (0, 0.9), learning rates of 1e-3 for G and 1e-3 for D in place of
+1e-4, batches of 32 in place of 50 or 64, and samples from a moving average of G's weights.
+
+A healthy run: grad_norm stays near 1; W rises in the first hundred steps, then falls as the images
+get better; W_val, the same on images held back from training, stays with it. (If D overfits, W
+stays above W_val.)
+
+Measured on MNIST: TODO
+
+    python wgan_gp.py --epochs 50                       # MNIST, into out/wgan_gp
+    python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
+    python wgan_gp.py --data FOLDER --image-size 32 --out out/mine      # images of your own
+"""
 
 import argparse
 import contextlib
@@ -403,7 +439,7 @@ def fail(message):
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num")     # flags that a checkpoint does not keep
+THIS_RUN = ("out", "device", "resume", "sample", "num")     # not kept in a checkpoint
 
 
 def between(kind, low, high):
