@@ -87,6 +87,11 @@ def batches(images, batch_size):
         yield images.index_select(0, order[start:start + size]).float().div_(127.5).sub_(1)
 
 
+def spread(images, n):
+    """At most n of the images, evenly over all: those of a folder are sorted by class."""
+    return images[torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()]
+
+
 # ---- pictures ----
 
 def save_grid(images, path, columns=8):

@@ -133,8 +133,8 @@ def train_discriminator(G, D, opt, real, *, amp=False):
     D.zero_grad()
     (loss_real + loss_fake).backward()
     opt.step()
-    D_x, D_Gz = s_real.detach().sigmoid().mean(), s_fake.detach().sigmoid().mean()
-    return torch.stack([loss_real.detach(), loss_fake.detach(), D_x, D_Gz])
+    D_x, D_Gz = s_real.sigmoid().mean(), s_fake.sigmoid().mean()
+    return torch.stack([loss_real, loss_fake, D_x, D_Gz]).detach()
 
 
 def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
@@ -184,7 +184,7 @@ def sample(G, z):
 def train(args, ckpt=None):
     """Train anew, or on from a checkpoint; all files go to args.out."""
     # imported here, so that all above this line works in a copy of this file alone, with torch only
-    from common import batches, default_data, load_images, save_gif, save_grid
+    from common import batches, default_data, load_images, save_gif, save_grid, spread
     device = pick_device(args.device)
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
@@ -203,10 +203,10 @@ def train(args, ckpt=None):
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    adam = dict(betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
-                fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **adam)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **adam)
+    settings = dict(betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
+                    fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
+    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **settings)
+    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
     nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)                    # the same for all grids, so that they show what changes
     epoch, step, grids = 0, 0, []
@@ -214,10 +214,10 @@ def train(args, ckpt=None):
         try:
             for name, net in nets.items():
                 net.load_state_dict(ckpt[name])
-            for name, opt in opts.items():      # Adam's moments; lr and betas are those of this run
+            for name, opt in opts.items():      # their averages; the settings are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: has other networks (--width, --z-dim, image shape?)")
+            fail(f"--resume {args.resume}: other networks (--width, --z-dim, image shape, …?)")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
             fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
@@ -233,7 +233,7 @@ def train(args, ckpt=None):
     (out / "samples").mkdir(parents=True, exist_ok=True)
     columns = ("loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G", "jsd")
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
-    save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
+    save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
     print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
           f"{n_batches} batches a pass, on {device}")
 

@@ -1145,7 +1145,7 @@ def test_wgan_n_critic_beyond_the_run(wgan, folder, tmp_path, capsys):
 
 
 def test_wgan_validation_w(wgan, folder, tmp_path):
-    """W_val of the last row by hand: W, less what D gives seen images more than held-back ones."""
+    """W_val of the last row by hand: W, less what D gives seen images beyond held-back ones."""
     out = runner(wgan, folder, tmp_path)("--epochs", 3, "--lr-d", 0.01, "--lr", 0.01)
     header, *rows = [row.split(",") for row in (out / "log.csv").read_text().splitlines()]
     row = {name: float(value) for name, value in zip(header, rows[-1])}
@@ -1335,18 +1335,6 @@ def test_gp_compiled():
     torch.testing.assert_close(*results)
 
 
-def test_gp_in_float32_within_autocast():
-    D = wgan_gp.Critic((1, 8, 8), 4)
-    real, fake = torch.rand(2, 4, 1, 8, 8)
-    results = []
-    for amp in (False, True):
-        torch.manual_seed(0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            results.append(wgan_gp.gradient_penalty(D, real, fake))
-    assert results[1][0].dtype == torch.float32
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-
-
 @pytest.mark.parametrize(
     "norm, layers", (("none", 0), ("layer", 3), ("instance", 2))
 )
@@ -1363,6 +1351,14 @@ def test_gp_refuses_norm_batch(folder, tmp_path, capsys):
 
 
 # ---- common.py: pictures and batches ----
+
+
+def test_spread():
+    images = torch.arange(99).view(99, 1, 1, 1)
+    for n in (1, 5, 50, 64, 98, 99, 500):
+        rows = common.spread(images, n).flatten()
+        assert len(rows) == min(n, 99) and rows[0] == 0 and (n == 1 or rows[-1] == 98)
+        assert n == 1 or rows.diff().min() > 0 and rows.diff().max() - rows.diff().min() <= 1
 
 
 def test_batches():

@@ -3,45 +3,47 @@
 A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
 With E the mean over the training images x, or over z ~ N(0, I):
 
-    D maximises  W = E D(x) - E D(G(z)),  all its weights kept within [-c, c]
-    G maximises  E D(G(z))
+    D maximises  W = E D(x) - E D(G(z)),  with all its weights kept within [-c, c]
+    G maximises  E D(G(z)),  which lowers W: E D(x) does not depend on G
 
 Why: think of the images x and of the G(z) as two piles of sand of the same size, in the space of
-all images. A plan says how much sand goes from where in G's pile to where in the other, so that
-the first pile becomes the second; its cost is the sand moved times how far, summed. A wasteful
-plan carries sand to and fro, so its cost tells of the plan. The cost of the cheapest plan tells of
-the piles alone: that is their Wasserstein or earth mover's distance. It shrinks as G's pile gets
-nearer, from however far. The divergence that gan_mlp.py lowers does not: it is log 2 for all piles
-that do not overlap, near or far (section 2, example 1), and then G has no slope to follow.
+all images. A plan says which sand of G's pile goes to which place of the other; it costs sand times
+distance (Euclidean, over the pixels), summed. A wasteful plan moves sand further than it must, so
+its cost says little of the piles. The cost of the plan that moves the least does: it is their
+Wasserstein or earth mover's distance. It shrinks as G's pile gets nearer, from however far. The
+divergence that gan_mlp.py lowers does not: it is log 2 for all piles that do not overlap, near or
+far (section 2, example 1), so that it cannot tell G which way to go.
 
 Nobody can try all plans for images. But the distance has a second form (Kantorovich, Rubinstein):
 
     max E f(x) - E f(G(z))  over all functions f with slope at most 1 everywhere (1-Lipschitz)
 
-Read f as a price of sand. A carrier buys at G's pile and sells at the other; as prices differ by no
-more than the way between two places, what he earns cannot exceed the cost of the cheapest plan,
-and the best prices earn just that. So D looks for f, and the better it is, the better G's slope:
-train it more often (n_critic), where a GAN's D that is too good leaves G no gradient. And -loss_D
-becomes a figure with a meaning, W, which falls as images get better.
+Read f as a price of sand. Whoever buys at G's pile and sells at the other earns E f(x) - E f(G(z)).
+On each trip prices differ by no more than its length, so that no prices earn more than the cheapest
+plan costs, and the best prices earn just that. D looks for those prices. The better it is, the
+better the slope (the gradient of D at G(z)) that G follows, so D gets n_critic steps for each of G.
+And W becomes a figure with a meaning.
 
-Clipping keeps the slope below some K that depends on c and on the layers, so that W is the distance
-times K, with K unknown. It is a stopgap: with a large c, D takes long to reach its best; with a
-small one the gradient fades from layer to layer; and with any, most weights run to +-c (at_clip),
-which leaves simple functions only. wgan_gp.py asks for the slope itself. Well-known code that
-describes clipping and never clips trains something else, as does a critic that ends in tanh.
+Clipping keeps D's slope below some K that c and the layers set, so W is at most K times the
+distance, with K unknown: compare W within one run only. It is a stopgap. With a large c, D takes
+long to get there; with a small one the gradient fades from layer to layer; and weights that are
+driven to -c and c (at_clip) leave D only simple functions. wgan_gp.py asks for the slope itself.
 
-Not as in the paper: no BatchNorm in D (its factors would be clipped as well: W was 1e-13), G at
-1e-3 and D at 2e-4 in place of 5e-5, batches of 32 in place of 64, and samples from a moving
-average of G's weights. RMSprop without momentum is the paper's: momentum made it unstable.
+Not as in the paper: no BatchNorm in D (clipping would hold its factors, which should be near 1, at
+0.01: W then stayed at 1e-13), a hidden fully connected layer in D as in dcgan.py, learning rates of
+1e-3 for G and 2e-4 for D in place of 5e-5, batches of 32 in place of 64, narrower networks, and
+samples from a moving average of G's weights. RMSprop without momentum is the paper's choice: its
+authors found momentum unstable.
 
 A healthy run: W rises at first, as D learns, then falls as the images get better; W_val, the same
-on images held back from training, stays with it. (If D overfits, W rises above W_val.)
+for images held back from training, stays near it. (If D overfits, W stays above W_val.) D(x),
+D(G(z)) and loss_G drift and mean nothing alone: a constant added to D changes no gradient.
 
 Measured on MNIST: TODO
 
-    python wgan_clip.py                                         # MNIST, 10 passes
-    python wgan_clip.py --sample out/wgan_clip/ckpt.pt          # 64 new images
-    python wgan_clip.py --data FOLDER --classes horse --out out/horse   # one class of a folder
+    python wgan_clip.py                                 # MNIST, 10 passes, into out/wgan_clip
+    python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png
+    python wgan_clip.py --data FOLDER --classes horse --out out/mine    # one class of a folder
 """
 
 import argparse
@@ -56,7 +58,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "wgan_clip"
@@ -65,12 +67,12 @@ SCRIPT = "wgan_clip"
 # ---- networks ----
 
 def halved(side):
-    """The sides of the feature maps, halved and rounded up, down to 4 or less: [28, 14, 7, 4]."""
+    """Sides of the maps, halved and rounded up, down to 4 or less: for 28 [28, 14, 7, 4]."""
     return [side] if side <= 4 else [side, *halved((side + 1) // 2)]
 
 
 def init_weights(layer):
-    """N(0, 0.02) for all weights but those of BatchNorm (section 4)."""
+    """Normal with standard deviation 0.02, biases 0, as in dcgan.py."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
@@ -80,7 +82,7 @@ class Generator(nn.Module):
     """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8.
 
     upsample: enlarge maps by nearest neighbours and convolution, which leaves no checkerboards.
-    mlp: fully connected layers without BatchNorm instead, as a test of how robust a method is.
+    mlp: four hidden fully connected layers without BatchNorm instead: can the method train that?
     """
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False, mlp=False):
@@ -101,17 +103,18 @@ class Generator(nn.Module):
                 layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
                 if upsample:
                     layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n, 3, padding=1)]
-                else:                   # undoes a strided convolution of D: 4 → 7, 7 → 14
+                else:                   # the sides of D in reverse: 4 → 7 → 14 → 28
                     layers.append(nn.ConvTranspose2d(n_in, n, 4 - side % 2, stride=2, padding=1))
         self.net = nn.Sequential(*layers, nn.Tanh())
-        self.apply(init_weights)
+        if not mlp:                     # made for BatchNorm, they would all but silence it
+            self.apply(init_weights)
 
     def forward(self, z):
         return self.net(z)
 
 
 class Critic(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to raw scores (B,), of any size: no sigmoid, no tanh."""
+    """Images (B, C, H, H) in [-1, 1] to scores (B,), any numbers: no sigmoid or tanh."""
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
@@ -149,6 +152,12 @@ def clip_weights(D, clip):
         w.clamp_(-clip, clip)
 
 
+@torch.no_grad()
+def mean_score(D, images):
+    """E D(x) over uint8 images (N, C, H, H)."""
+    return torch.cat([D(part / 127.5 - 1) for part in images.split(500)]).mean()
+
+
 # ---- one update of each player ----
 
 def noise(G, n):
@@ -162,7 +171,7 @@ def autocast(device, amp):
 
 
 def train_critic(G, D, opt, real, *, clip=0.01, amp=False):
-    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes.
+    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes.
 
     Returns two numbers, (2,): E D(x) and E D(G(z)).
     """
@@ -219,7 +228,7 @@ def sample(G, z):
 def train(args, ckpt=None):
     """Train anew, or on from a checkpoint; all files go to args.out."""
     # imported here, so that all above this line works in a copy of this file alone, with torch only
-    from common import batches, default_data, load_images, save_gif, save_grid
+    from common import batches, default_data, load_images, save_gif, save_grid, spread
     device = pick_device(args.device)
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
@@ -235,19 +244,18 @@ def train(args, ckpt=None):
     if args.n_critic > args.epochs * n_batches:
         fail(f"--n-critic {args.n_critic}: G would never move, in {args.epochs} passes of "
              f"{n_batches} batches")
-    # for W_val: what D has not seen, and as much of what it has seen
     held, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                           image_size=shape[-1], channels=shape[0], device=device)
-    seen, held = (x[::len(x) // 500 or 1][:500] / 127.5 - 1 for x in (images, held))
+    seen, held = spread(images, 2000), spread(held, 2000)       # for W_val
 
     layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
     G = Generator(args.z_dim, shape, args.width, args.upsample, args.mlp)
     G.to(device, memory_format=layout)
     D = Critic(shape, args.width).to(device, memory_format=layout)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    rmsprop = dict(alpha=args.beta2, foreach=device.type != "mps")      # all weights at once
-    opt_G = torch.optim.RMSprop(G.parameters(), lr=args.lr, **rmsprop)
-    opt_D = torch.optim.RMSprop(D.parameters(), lr=args.lr_d or args.lr, **rmsprop)
+    settings = dict(alpha=args.beta2, foreach=device.type != "mps")     # all weights at once
+    opt_G = torch.optim.RMSprop(G.parameters(), lr=args.lr, **settings)
+    opt_D = torch.optim.RMSprop(D.parameters(), lr=args.lr_d or args.lr, **settings)
     nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)                    # the same for all grids, so that they show what changes
     epoch, step, grids = 0, 0, []
@@ -255,10 +263,10 @@ def train(args, ckpt=None):
         try:
             for name, net in nets.items():
                 net.load_state_dict(ckpt[name])
-            for name, opt in opts.items():      # its averages; lr and alpha are those of this run
+            for name, opt in opts.items():      # their averages; the settings are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: has other networks (--width, --z-dim, image shape?)")
+            fail(f"--resume {args.resume}: other networks (--width, --z-dim, image shape, …?)")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
             fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
@@ -274,7 +282,7 @@ def train(args, ckpt=None):
     (out / "samples").mkdir(parents=True, exist_ok=True)
     columns = ("D(x)", "D(G(z))", "loss_G", "W", "W_val", "at_clip")
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
-    save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
+    save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
     print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
           f"{n_batches} batches a pass, on {device}")
 
@@ -297,9 +305,9 @@ def train(args, ckpt=None):
                 if not all(map(math.isfinite, values)):
                     fail(f"a loss is not finite at step {step}; {remedy}")
                 W = values[0] - values[1]
-                with torch.no_grad():   # D rates the fakes alike for both: only E D(x) differs
-                    W_val = W - (D(seen).mean() - D(held).mean()).item()
-                weights = torch.cat([w.detach().flatten() for w in D.parameters()])
+                # the fakes count alike in both: W_val lacks what D gives images it was trained on
+                W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
+                weights = parameters_to_vector(D.parameters())
                 values += [W, W_val, (weights.abs() >= args.clip).float().mean().item()]
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
@@ -318,8 +326,7 @@ def train(args, ckpt=None):
             grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
             save_grid(images_z, out / grids[-1])
             if writer:
-                weights = torch.cat([w.flatten() for w in D.parameters()])
-                writer.add_histogram("weights of D", weights, step)
+                writer.add_histogram("weights of D", parameters_to_vector(D.parameters()), step)
                 writer.add_images("samples", images_z / 2 + 0.5, step)
             state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
                      "grids": grids, "z": z,
@@ -462,7 +469,7 @@ def get_args(argv=None):
     arg("--batch-size", type=between(int, 2, 10**6), default=32, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
     arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
-    arg("--beta2", type=fraction, default=0.99, help="of RMSprop, alpha in its formulas")
+    arg("--beta2", type=fraction, default=0.99, help="of RMSprop (its alpha)")
     arg("--z-dim", type=between(int, 1, 10**5), default=100, help="numbers in z")
     arg("--width", type=between(int, 1, 10**4), default=16, help="channels of the largest maps")
     arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")

@@ -3,35 +3,38 @@
 A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
 With E the mean over the training images x, or over z ~ N(0, I):
 
-    D maximises  E D(x) - E D(G(z)) - gp_weight E (||grad D(x_hat)||_2 - 1)^2
-    G maximises  E D(G(z))
+    D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,  W = E D(x) - E D(G(z))
+    G maximises  E D(G(z)),  which lowers W: E D(x) does not depend on G
     x_hat = eps x + (1 - eps) G(z),  eps ~ U[0, 1], anew for each image
 
-Why: W = E D(x) - E D(G(z)), at its greatest over all D with slope at most 1, is the earth mover's
-distance of the images x and the G(z); wgan_clip.py explains it. Clipping D's weights bounds the
-slope, but leaves D few functions to choose from. Here the slope itself is asked for, by a penalty.
+Why: the greatest W of all D with slope ||grad D||_2 at most 1 is the earth mover's distance of the
+images x and the G(z); wgan_clip.py explains it. Clipping D's weights bounds the slope, but leaves D
+few functions to choose from. Here the slope itself is asked for, by a penalty.
 
-Why slope 1 and not at most 1 (proposition 1)? Let the cheapest plan take sand from G(z) to x. The
-best D earns its cost in full: on the way from G(z) to x the price D rises by all that it may, 1 for
-each step of length 1. So the best D has slope 1 almost everywhere on the ways that sand takes.
+Why slope 1 and not at most 1? Read D as a price of sand, and let the cheapest plan carry sand from
+G(z) to x. No trip can earn more than its length, and the best D earns what the plan costs, so each
+trip earns just its length: D rises by 1 for each step of length 1, all the way (proposition 1).
 
-Why at points between x and G(z)? No penalty can be taken everywhere in a space of 784 dimensions.
-It is needed where G's images are and where they are to go. The ways of the best plan would be the
-right ones, but the plan is unknown: x and G(z) are paired by chance.
+Why at points between x and G(z)? No penalty can be taken everywhere in a space of 28 × 28
+dimensions. It matters where G's images are and where they are to go. The ways of the cheapest plan
+would be the right ones, but the plan is unknown, so x and G(z) are paired by chance. Between such a
+pair the best D may be flatter: to ask for 1 there is a compromise, and it works.
 
 Why no BatchNorm in D? The slope is that of one image's score in that image; with BatchNorm the
 score would depend on the other images, too. LayerNorm and InstanceNorm do not mix images.
 
-Not as in the paper: Adam's betas (0, 0.9), learning rates of 1e-3 for G and 1e-3 for D in place of
-1e-4, batches of 32 in place of 50 or 64, and samples from a moving average of G's weights.
+Not as in the paper: a learning rate of 1e-3 for both networks in place of 1e-4 (Adam's betas, 0 and
+0.9, are the paper's), a hidden fully connected layer in D as in dcgan.py, batches of 32 in place of
+64, narrower networks, and samples from a moving average of G's weights.
 
-A healthy run: grad_norm stays near 1; W rises in the first hundred steps, then falls as the images
-get better; W_val, the same on images held back from training, stays with it. (If D overfits, W
-stays above W_val.)
+A healthy run: grad_norm stays near 1. W rises at first, as D learns, then falls as the images get
+better; W_val, the same for images held back from training, stays near it. (If D overfits, W stays
+above W_val.) D(x), D(G(z)) and loss_G drift and mean nothing alone: a constant added to D changes
+no gradient.
 
 Measured on MNIST: TODO
 
-    python wgan_gp.py --epochs 50                       # MNIST, into out/wgan_gp
+    python wgan_gp.py --epochs 50                       # MNIST, 50 passes, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
     python wgan_gp.py --data FOLDER --image-size 32 --out out/mine      # images of your own
 """
@@ -48,7 +51,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "wgan_gp"
@@ -57,12 +60,12 @@ SCRIPT = "wgan_gp"
 # ---- networks ----
 
 def halved(side):
-    """The sides of the feature maps, halved and rounded up, down to 4 or less: [28, 14, 7, 4]."""
+    """Sides of the maps, halved and rounded up, down to 4 or less: for 28 [28, 14, 7, 4]."""
     return [side] if side <= 4 else [side, *halved((side + 1) // 2)]
 
 
 def init_weights(layer):
-    """N(0, 0.02) for all weights but those of BatchNorm (section 4)."""
+    """Normal with standard deviation 0.02, biases 0, as in dcgan.py."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
@@ -72,7 +75,7 @@ class Generator(nn.Module):
     """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8.
 
     upsample: enlarge maps by nearest neighbours and convolution, which leaves no checkerboards.
-    mlp: fully connected layers without BatchNorm instead, as a test of how robust a method is.
+    mlp: four hidden fully connected layers without BatchNorm instead: can the method train that?
     """
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False, mlp=False):
@@ -93,17 +96,18 @@ class Generator(nn.Module):
                 layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
                 if upsample:
                     layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n, 3, padding=1)]
-                else:                   # undoes a strided convolution of D: 4 → 7, 7 → 14
+                else:                   # the sides of D in reverse: 4 → 7 → 14 → 28
                     layers.append(nn.ConvTranspose2d(n_in, n, 4 - side % 2, stride=2, padding=1))
         self.net = nn.Sequential(*layers, nn.Tanh())
-        self.apply(init_weights)
+        if not mlp:                     # made for BatchNorm, they would all but silence it
+            self.apply(init_weights)
 
     def forward(self, z):
         return self.net(z)
 
 
 class Critic(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to raw scores (B,), of any size: no sigmoid, no tanh.
+    """Images (B, C, H, H) in [-1, 1] to scores (B,), any numbers: no sigmoid or tanh.
 
     norm: "none", "layer" or "instance". Not "batch": the penalty is on the slope of the score of
     one image, and BatchNorm makes that depend on the other images (section 4).
@@ -116,8 +120,8 @@ class Critic(nn.Module):
         for i, side in enumerate(sides):
             n_in, n = n, width * 2**i                                       # 1, then 16, 32, 64
             layers.append(nn.Conv2d(n_in, n, 4 - side % 2, stride=2, padding=1))
-            if i and norm == "layer":   # none on the images themselves
-                layers.append(nn.GroupNorm(1, n))           # over all of (C, H, W)
+            if i and norm == "layer":   # not right behind the images
+                layers.append(nn.GroupNorm(1, n))           # over all of (C, H, H)
             if i and norm == "instance":
                 layers.append(nn.InstanceNorm2d(n, affine=True))
             layers.append(nn.LeakyReLU(0.2))
@@ -147,17 +151,23 @@ def generator_loss(s_fake):
 def gradient_penalty(D, real, fake):
     """E (||grad D(x_hat)||_2 - 1)^2 (equation 3), and the mean norm; both are one number, ().
 
-    x_hat = eps x + (1 - eps) G(z), with one eps ~ U[0, 1] an image, for images (B, C, H, W). In
-    float32, also within autocast. Works eagerly, under torch.compile and in a CUDA graph; raises
-    RuntimeError if D has BatchNorm. `fake` must have no graph to G.
+    x_hat = eps x + (1 - eps) G(z), with one eps ~ U[0, 1] an image, of images (B, C, H, H). Call it
+    outside of autocast, and with fakes that have no graph to G. RuntimeError if D has BatchNorm (in
+    eval mode it passes).
     """
-    with torch.autocast(real.device.type, enabled=False):
-        eps = torch.rand(len(real), 1, 1, 1, device=real.device)
-        x_hat = eps * real + (1 - eps) * fake.float()
-        # the sum keeps images apart: D(x_hat[i]) depends on x_hat[i] alone
-        gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
-        norm = gradient.flatten(1).norm(dim=1)          # (B,): one norm an image, over its pixels
-        return (norm - 1).square().mean(), norm.mean()
+    eps = torch.rand(len(real), 1, 1, 1, device=real.device)
+    x_hat = eps * real + (1 - eps) * fake.float()
+    # D(x_hat[i]) depends on x_hat[i] alone, so the gradient of the sum holds that of each image.
+    # torch.autograd.grad(create_graph=True) gives the same, but cannot be compiled
+    gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
+    norm = gradient.flatten(1).norm(dim=1)      # (B,): one an image, over all its pixels
+    return (norm - 1).square().mean(), norm.mean()
+
+
+@torch.no_grad()
+def mean_score(D, images):
+    """E D(x) over uint8 images (N, C, H, H)."""
+    return torch.cat([D(part / 127.5 - 1) for part in images.split(500)]).mean()
 
 
 # ---- one update of each player ----
@@ -173,7 +183,7 @@ def autocast(device, amp):
 
 
 def train_critic(G, D, opt, real, *, gp_weight=10.0, amp=False):
-    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes.
+    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes.
 
     Returns three numbers, (3,): E D(x), E D(G(z)) and the mean norm of the gradient.
     """
@@ -230,7 +240,7 @@ def sample(G, z):
 def train(args, ckpt=None):
     """Train anew, or on from a checkpoint; all files go to args.out."""
     # imported here, so that all above this line works in a copy of this file alone, with torch only
-    from common import batches, default_data, load_images, save_gif, save_grid
+    from common import batches, default_data, load_images, save_gif, save_grid, spread
     device = pick_device(args.device)
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
@@ -246,20 +256,19 @@ def train(args, ckpt=None):
     if args.n_critic > args.epochs * n_batches:
         fail(f"--n-critic {args.n_critic}: G would never move, in {args.epochs} passes of "
              f"{n_batches} batches")
-    # for W_val: what D has not seen, and as much of what it has seen
     held, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                           image_size=shape[-1], channels=shape[0], device=device)
-    seen, held = (x[::len(x) // 500 or 1][:500] / 127.5 - 1 for x in (images, held))
+    seen, held = spread(images, 2000), spread(held, 2000)       # for W_val
 
     layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
     G = Generator(args.z_dim, shape, args.width, args.upsample, args.mlp)
     G.to(device, memory_format=layout)
     D = Critic(shape, args.width, args.norm).to(device, memory_format=layout)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    adam = dict(betas=(args.beta1, args.beta2),
-                fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **adam)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **adam)
+    settings = dict(betas=(args.beta1, args.beta2),
+                    fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
+    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **settings)
+    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
     nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)                    # the same for all grids, so that they show what changes
     epoch, step, grids = 0, 0, []
@@ -267,10 +276,10 @@ def train(args, ckpt=None):
         try:
             for name, net in nets.items():
                 net.load_state_dict(ckpt[name])
-            for name, opt in opts.items():      # Adam's moments; lr and betas are those of this run
+            for name, opt in opts.items():      # their averages; the settings are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: has other networks (--width, --z-dim, image shape?)")
+            fail(f"--resume {args.resume}: other networks (--width, --z-dim, image shape, …?)")
         z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
             fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
@@ -286,7 +295,7 @@ def train(args, ckpt=None):
     (out / "samples").mkdir(parents=True, exist_ok=True)
     columns = ("D(x)", "D(G(z))", "grad_norm", "loss_G", "W", "W_val")
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
-    save_grid(images[::len(images) // 64 or 1][:64] / 127.5 - 1, out / "samples/real.png")
+    save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
     print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
           f"{n_batches} batches a pass, on {device}")
 
@@ -309,8 +318,8 @@ def train(args, ckpt=None):
                 if not all(map(math.isfinite, values)):
                     fail(f"a loss is not finite at step {step}; {remedy}")
                 W = values[0] - values[1]
-                with torch.no_grad():   # D rates the fakes alike for both: only E D(x) differs
-                    W_val = W - (D(seen).mean() - D(held).mean()).item()
+                # the fakes count alike in both: W_val lacks what D gives images it was trained on
+                W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
                 values += [W, W_val]
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
@@ -329,8 +338,7 @@ def train(args, ckpt=None):
             grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
             save_grid(images_z, out / grids[-1])
             if writer:
-                weights = torch.cat([w.flatten() for w in D.parameters()])
-                writer.add_histogram("weights of D", weights, step)
+                writer.add_histogram("weights of D", parameters_to_vector(D.parameters()), step)
                 writer.add_images("samples", images_z / 2 + 0.5, step)
             state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
                      "grids": grids, "z": z,
