@@ -57,7 +57,7 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images = _convert(images[rows], image_size, channels)
     if not len(images):
         raise DataError(f"--data {data}: no image in it can be read" if train else
-                        f"--data {data}: too few images in each class to hold some back")
+                        f"--data {data}: no image of the tenth held back can be read; add some")
     try:
         return images.to(device), labels.to(device)
     except RuntimeError as error:       # what all kinds of devices raise when they are full

@@ -228,6 +228,8 @@ def train(args, ckpt=None):
     device = pick_device(args.device)
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
+    if args.mlp and args.upsample:
+        fail("--upsample: not with --mlp, which has no maps")
     torch.manual_seed(args.seed)
     if args.data is None:
         args.data = default_data(args.data_dir)
@@ -335,9 +337,9 @@ def sample_checkpoint(args, ckpt):
     """
     from common import save_grid
     device, out = pick_device(args.device), Path(args.out)
-    sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
-    G = Generator(shape=ckpt["shape"], **sizes).to(device)
     try:
+        sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
+        G = Generator(shape=ckpt["shape"], **sizes).to(device)
         G.load_state_dict(ckpt["G_ema"])
     except (KeyError, RuntimeError):
         fail(f"--sample {args.sample}: is of another Generator than that of this file")

@@ -197,8 +197,6 @@ def train(args, ckpt=None):
     if len(images) < 2 or shape[-1] > 256:
         fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
              "least 2, and an --image-size of at most 256")
-    if args.k > args.epochs * n_batches:
-        fail(f"--k {args.k}: G would never move, in {args.epochs} passes of {n_batches} batches")
 
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
@@ -224,6 +222,8 @@ def train(args, ckpt=None):
         torch.set_rng_state(ckpt["rng"])
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
+    if step // args.k == (step + (args.epochs - epoch) * n_batches) // args.k:
+        fail(f"--k {args.k}: too large, G would not move in this run")
 
     out = Path(args.out)
     own = ckpt and out.absolute() == Path(args.resume).parent.absolute()

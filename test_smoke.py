@@ -801,7 +801,7 @@ def test_gan_l1_pulls_towards_the_data():
 
 
 def test_gan_k_beyond_the_run(run_gan, capsys):
-    assert "--k 9: G would never move" in refused(capsys, run_gan, "--k", 9)
+    assert "--k 9: too large" in refused(capsys, run_gan, "--k", 9)
 
 
 @pytest.mark.parametrize("k", (1, 3))
@@ -1012,13 +1012,95 @@ def test_conv_weights_at_the_start(conv):
             assert w.abs().max() > 0.025 and not m.bias.any()
 
 
-def test_conv_generators_are_alike():
-    """The same weights make the same images in the three scripts: diffs are about the method."""
+@pytest.mark.parametrize("flags", ({}, {"upsample": True}, {"mlp": True}))
+def test_conv_generators_are_alike(flags):
+    """The same seed makes the same images in the three scripts: diffs are about the method."""
     images = []
     for script in (dcgan, wgan_clip, wgan_gp):
         torch.manual_seed(0)
-        images.append(script.sample(script.Generator(), torch.ones(1, 100)))
+        images.append(script.sample(script.Generator(**flags), torch.ones(1, 100)))
     assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+def test_conv_every_flag_arrives(conv, folder, tmp_path, monkeypatch):
+    got, t, names = {}, [], (D_names(conv)[1], "train_generator", "update_ema")
+    for name in names:
+
+        def f(*args, name=name, original=getattr(conv, name), **kwargs):
+            got[name] = args, kwargs
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(conv, name, f)
+    run = runner(conv, folder, tmp_path)
+    flags = ["--lr", 0.01, "--lr-d", 0.02, "--beta2", 0.7, "--ema", 0.5, "--amp", "--mlp"]
+    flags += {
+        "dcgan": ["--beta1", 0.3],
+        "wgan_clip": ["--clip", 0.03],
+        "wgan_gp": ["--beta1", 0.3, "--gp-weight", 3, "--norm", "layer"],
+    }[conv.SCRIPT]
+    run(*flags)
+    (_, D, opt_D, _), D_flags = got[names[0]]
+    (G, _, opt_G, _), G_flags = got[names[1]]
+    want = {"dcgan": {}, "wgan_clip": {"clip": 0.03}, "wgan_gp": {"gp_weight": 3}}[conv.SCRIPT]
+    assert D_flags == {"amp": True, **want} and G_flags == {"amp": True}
+    assert got["update_ema"][0][2:] == (0.5, 8)
+    assert bool(kinds(D, nn.LayerNorm)) == (conv is wgan_gp) and not kinds(G, nn.ConvTranspose2d)
+    rms = conv is wgan_clip
+    for opt, lr in ((opt_G, 0.01), (opt_D, 0.02)):
+        assert type(opt) is (torch.optim.RMSprop if rms else torch.optim.Adam)
+        group = opt.param_groups[0]
+        assert group["lr"] == lr and group["weight_decay"] == 0
+        if rms:
+            assert (group["alpha"], group["momentum"], group["centered"]) == (0.7, 0, False)
+        else:
+            assert tuple(group["betas"]) == (0.3, 0.7)
+    run("--lr", 0.01, "--lr-d", 0, "--out", tmp_path / "other")
+    assert got[names[0]][0][2].param_groups[0]["lr"] == 0.01
+    assert got[names[0]][1]["amp"] is False
+    assert all(w.is_contiguous() for w in got[names[0]][0][1].parameters())
+
+
+def test_conv_mlp_without_upsample(conv, folder, tmp_path, capsys):
+    assert "--upsample" in refused(capsys, runner(conv, folder, tmp_path), "--mlp", "--upsample")
+
+
+def test_conv_mlp(conv):
+    G = conv.Generator(4, (3, 9, 9), 2, mlp=True)
+    sizes = [(m.in_features, m.out_features) for m in kinds(G, nn.Linear)]
+    assert sizes == [(4, 64), (64, 64), (64, 64), (64, 64), (64, 243)]
+    assert len(kinds(G, nn.ReLU)) == 4 and not kinds(G, nn.BatchNorm1d, nn.BatchNorm2d)
+    assert G(torch.randn(2, 4)).shape == (2, 3, 9, 9)
+
+
+def test_conv_log_row_by_hand(conv, folder, tmp_path, monkeypatch):
+    numbers, n = iter(range(1, 100)), 4 if conv is dcgan else 3 if conv is wgan_gp else 2
+    base = torch.tensor([0.1, 0.2, 0.3, 0.4])[:n]
+    monkeypatch.setattr(conv, D_names(conv)[1], lambda *a, **k: base * next(numbers))
+    monkeypatch.setattr(conv, "train_generator", lambda *a, **k: torch.tensor(7.0) * next(numbers))
+    out = runner(conv, folder, tmp_path)("--log-every", 1e9)
+    header, *rows = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
+    assert (
+        header[2 : n + 3]
+        == {
+            "dcgan": ["loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G"],
+            "wgan_clip": ["D(x)", "D(G(z))", "loss_G"],
+            "wgan_gp": ["D(x)", "D(G(z))", "grad_norm", "loss_G"],
+        }[conv.SCRIPT]
+    )
+    for row, d, g in zip(rows, (4, 12), (5, 13)):  # means of 1 3 5 7 and 2 4 6 8, and so on
+        want = [*(base * d).tolist(), 7 * g]
+        assert [float(v) for v in row[2 : n + 3]] == pytest.approx(want, rel=1e-4)
+
+
+def test_conv_resume_keeps_z_and_count(conv, folder, tmp_path, monkeypatch):
+    run, t = runner(conv, folder, tmp_path), []
+    monkeypatch.setattr(conv, "update_ema", lambda a, b, decay, step: t.append(step))
+    critic = [] if conv is dcgan else ["--n-critic", 3]
+    out = run("--epochs", 1, *critic)
+    z = load(out / "ckpt.pt")["z"]
+    run("--resume", out / "ckpt.pt", "--epochs", 2, "--seed", 9)
+    assert torch.equal(load(out / "ckpt.pt")["z"], z)
+    assert t == ([1, 2] if critic else [*range(1, 9)])
 
 
 # ---- dcgan.py ----
@@ -1094,6 +1176,23 @@ def test_dcgan_walk_from_the_command_line(folder, tmp_path, capsys):
     assert "--walk" in refused(capsys, run, "--walk")
 
 
+def test_dcgan_D_step_by_hand():
+    G, D, _, opt_D = networks(dcgan)
+    real = torch.rand(8, 1, 8, 8) * 2 - 1
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fake = G(dcgan.noise(G, 8))
+    want = torch.autograd.grad(sum(dcgan.discriminator_loss(D(real), D(fake))), D.parameters())
+    torch.manual_seed(1)
+    dcgan.train_discriminator(G, D, opt_D, real)
+    for p, g in zip(D.parameters(), want):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_dcgan_norm_of_the_hidden_layer():
+    assert len(kinds(dcgan.Discriminator(), nn.BatchNorm1d)) == 1
+
+
 # ---- the two Wasserstein scripts ----
 
 
@@ -1141,7 +1240,19 @@ def test_wgan_n_critic_steps_of_D_for_one_of_G(wgan, folder, tmp_path, monkeypat
 
 def test_wgan_n_critic_beyond_the_run(wgan, folder, tmp_path, capsys):
     run = runner(wgan, folder, tmp_path)
-    assert "--n-critic 9: G would never move" in refused(capsys, run, "--n-critic", 9)
+    assert "--n-critic 9: too large" in refused(capsys, run, "--n-critic", 9)
+    out = run("--epochs", 3, "--batch-size", 12)  # 9 steps
+    again = ["--resume", out / "ckpt.pt", "--epochs", 4, "--n-critic"]  # 3 more
+    assert "--n-critic 13: too large" in refused(capsys, run, *again, 13)
+    run(*again, 12)
+
+
+def test_wgan_validation_w_after_whole_passes(wgan, folder, tmp_path, capsys):
+    out = runner(wgan, folder, tmp_path)("--log-every", 0)
+    header, *rows = [row.split(",") for row in (out / "log.csv").read_text().splitlines()]
+    values = [float(row[header.index("W_val")]) for row in rows]
+    assert [math.isnan(v) for v in values] == 2 * [True, True, True, False]
+    assert capsys.readouterr().out.count("W_val") == 2
 
 
 def test_wgan_validation_w(wgan, folder, tmp_path):
@@ -1166,7 +1277,7 @@ def test_wgan_without_held_back_images(wgan, tmp_path, capsys):
     """Two classes of one image each: none is left for W_val, and that is said."""
     write_images(tmp_path / "few/a", 1)
     write_images(tmp_path / "few/b", 1)
-    assert "hold" in refused(capsys, runner(wgan, tmp_path / "few", tmp_path))
+    assert "held back" in refused(capsys, runner(wgan, tmp_path / "few", tmp_path))
 
 
 def test_wgan_histogram(wgan, folder, tmp_path, monkeypatch):
@@ -1189,6 +1300,28 @@ def test_wgan_histogram(wgan, folder, tmp_path, monkeypatch):
     assert torch.equal(histograms[-1][2].flatten(), weights)
 
 
+def test_wgan_held_back_of_the_same_classes(wgan, folder, tmp_path, monkeypatch):
+    asked, original = [], common.load_images
+    monkeypatch.setattr(common, "load_images", lambda *a, **k: asked.append(k) or original(*a, **k))
+    runner(wgan, folder, tmp_path)("--classes", "dog", "--epochs", 3, "--batch-size", 4)
+    want = [(["dog"], True), (["dog"], False)]
+    assert [(k["classes"], k.get("train", True)) for k in asked] == want
+
+
+def test_wgan_n_critic_goes_on_within_the_count(wgan, folder, tmp_path, monkeypatch):
+    run, calls = runner(wgan, folder, tmp_path), []
+    out = run("--epochs", 1, "--n-critic", 3)  # 4 steps of D: one into the next count
+    for name in ("train_critic", "train_generator"):
+
+        def step(*args, name=name, original=getattr(wgan, name), **kwargs):
+            calls.append(name[6])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(wgan, name, step)
+    run("--resume", out / "ckpt.pt", "--epochs", 2)
+    assert "".join(calls) == "ccgcc"
+
+
 # ---- wgan_clip.py ----
 
 
@@ -1207,6 +1340,13 @@ def test_wgan_clip_boundary_in_the_log(folder, tmp_path):
     weights = torch.cat([w.flatten() for w in load(out / "ckpt.pt")["D"].values()])
     share = (weights.abs() == torch.tensor(0.02)).float().mean().item()
     assert 0.05 < share < 1 and float(rows[-1][header.index("at_clip")]) == pytest.approx(share)
+
+
+def test_wgan_clip_both_bounds():
+    D = wgan_clip.Critic((1, 8, 8), 4)
+    wgan_clip.clip_weights(D, 0.01)
+    w = torch.cat([w.flatten() for w in D.parameters()])
+    assert w.max() == torch.tensor(0.01) and w.min() == -torch.tensor(0.01)
 
 
 # ---- wgan_gp.py ----
@@ -1335,19 +1475,40 @@ def test_gp_compiled():
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize(
-    "norm, layers", (("none", 0), ("layer", 3), ("instance", 2))
-)
+@pytest.mark.parametrize("norm, layers", (("none", 0), ("layer", 3), ("instance", 2)))
 def test_gp_norms(norm, layers, folder, tmp_path):
     D = wgan_gp.Critic((1, 28, 28), 4, norm)
     normed = kinds(D, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
     assert len(normed) == layers and not kinds(D, nn.modules.batchnorm._BatchNorm)
-    out = runner(wgan_gp, folder, tmp_path)("--norm", norm, "--epochs", 1)
-    assert load(out / "ckpt.pt")["args"]["norm"] == norm
+    out = runner(wgan_gp, folder, tmp_path)("--norm", norm, "--epochs", 1, "--image-size", 16)
+    assert (
+        load(out / "ckpt.pt")["D"].keys()
+        == wgan_gp.Critic((1, 16, 16), 4, norm).state_dict().keys()
+    )
 
 
 def test_gp_refuses_norm_batch(folder, tmp_path, capsys):
     assert "--norm" in refused(capsys, runner(wgan_gp, folder, tmp_path), "--norm", "batch")
+
+
+def test_gp_between_real_and_fake(monkeypatch):
+    G, D, _, opt_D = networks(wgan_gp)
+    real, seen = torch.ones(8, 1, 8, 8), []
+    torch.manual_seed(1)
+    fake = G(wgan_gp.noise(G, 8)).detach()
+    original = wgan_gp.gradient_penalty
+    monkeypatch.setattr(
+        wgan_gp, "gradient_penalty", lambda D, a, b: seen.append((a, b)) or original(D, a, b)
+    )
+    torch.manual_seed(1)
+    wgan_gp.train_critic(G, D, opt_D, real)
+    assert torch.equal(seen[0][0], real) and torch.allclose(seen[0][1], fake)
+
+
+def test_gp_norm_layers():
+    norms = kinds(wgan_gp.Critic((1, 28, 28), 4, "instance"), nn.InstanceNorm2d)
+    assert norms and all(m.affine for m in norms)
+    assert {m.negative_slope for m in kinds(wgan_gp.Critic(), nn.LeakyReLU)} == {0.2}
 
 
 # ---- common.py: pictures and batches ----

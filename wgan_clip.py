@@ -232,6 +232,8 @@ def train(args, ckpt=None):
     device = pick_device(args.device)
     if args.amp and device.type == "mps":
         fail("--amp: on cuda and cpu only")
+    if args.mlp and args.upsample:
+        fail("--upsample: not with --mlp, which has no maps")
     torch.manual_seed(args.seed)
     if args.data is None:
         args.data = default_data(args.data_dir)
@@ -241,9 +243,6 @@ def train(args, ckpt=None):
     if len(images) < 2 or not 8 <= shape[-1] <= 256:
         fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
              "least 2, and an --image-size from 8 to 256")
-    if args.n_critic > args.epochs * n_batches:
-        fail(f"--n-critic {args.n_critic}: G would never move, in {args.epochs} passes of "
-             f"{n_batches} batches")
     held, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                           image_size=shape[-1], channels=shape[0], device=device)
     seen, held = spread(images, 2000), spread(held, 2000)       # for W_val
@@ -273,6 +272,8 @@ def train(args, ckpt=None):
         torch.set_rng_state(ckpt["rng"])
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
+    if step // args.n_critic == (step + (args.epochs - epoch) * n_batches) // args.n_critic:
+        fail(f"--n-critic {args.n_critic}: too large, G would not move in this run")
 
     out = Path(args.out)
     own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
@@ -305,14 +306,18 @@ def train(args, ckpt=None):
                 if not all(map(math.isfinite, values)):
                     fail(f"a loss is not finite at step {step}; {remedy}")
                 W = values[0] - values[1]
-                # the fakes count alike in both: W_val lacks what D gives images it was trained on
-                W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
+                # both count the fakes alike, so W - W_val is what D gives images for having seen
+                # them; once a pass, as it takes time
+                W_val = math.nan
+                if i == n_batches:
+                    W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
                 weights = parameters_to_vector(D.parameters())
                 values += [W, W_val, (weights.abs() >= args.clip).float().mean().item()]
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
                 print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)),
+                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)
+                        if not math.isnan(value)),
                       f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
                 print(epoch, step, *values, speed, sep=",", file=log)
                 if writer:
@@ -348,9 +353,9 @@ def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
     from common import save_grid
     device, out = pick_device(args.device), Path(args.out)
-    sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
-    G = Generator(shape=ckpt["shape"], **sizes).to(device)
     try:
+        sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
+        G = Generator(shape=ckpt["shape"], **sizes).to(device)
         G.load_state_dict(ckpt["G_ema"])
     except (KeyError, RuntimeError):
         fail(f"--sample {args.sample}: is of another Generator than that of this file")
