@@ -30,8 +30,8 @@ long to get there; with a small one the gradient fades from layer to layer; and 
 driven to -c and c (at_clip) leave D only simple functions. wgan_gp.py asks for the slope itself.
 
 Not as in the paper: no BatchNorm in D (clipping would hold its factors, which should be near 1, at
-0.01: W then stayed at 1e-13), a hidden fully connected layer in D as in dcgan.py, learning rates of
-1e-3 for G and 2e-4 for D in place of 5e-5, batches of 32 in place of 64, narrower networks, and
+0.01: W then stayed at 1e-13), a hidden fully connected layer in D as in dcgan.py, a learning rate of
+1e-3 for G in place of 5e-5, which is D's, batches of 32 in place of 64, narrower networks, and
 samples from a moving average of G's weights. RMSprop without momentum is the paper's choice: its
 authors found momentum unstable.
 
@@ -473,7 +473,7 @@ def get_args(argv=None):
     arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
     arg("--batch-size", type=between(int, 2, 10**6), default=32, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
+    arg("--lr-d", type=between(float, 0, 1), default=5e-5, help="learning rate of D; 0: G's")
     arg("--beta2", type=fraction, default=0.99, help="of RMSprop (its alpha)")
     arg("--z-dim", type=between(int, 1, 10**5), default=100, help="numbers in z")
     arg("--width", type=between(int, 1, 10**4), default=16, help="channels of the largest maps")
