@@ -313,15 +313,15 @@ def train(args, ckpt=None):
                     W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
                 weights = parameters_to_vector(D.parameters())
                 values += [W, W_val, (weights.abs() >= args.clip).float().mean().item()]
+                scalars = {k: v for k, v in zip(columns, values) if not math.isnan(v)}
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
                 left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
                 print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)
-                        if not math.isnan(value)),
+                      *(f"{name} {value:.4f}" for name, value in scalars.items()),
                       f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
                 print(epoch, step, *values, speed, sep=",", file=log)
                 if writer:
-                    for name, value in zip(columns, values):
+                    for name, value in scalars.items():
                         writer.add_scalar(name, value, step)
                 log_D, log_G, logged, since = [], [], step, time.perf_counter()
 
