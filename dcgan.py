@@ -1,7 +1,7 @@
 """Deep convolutional GAN (Radford, Metz, Chintala 2015, arXiv:1511.06434).
 
-A generator G turns noise z into an image G(z); a discriminator D gives the probability D(x) that
-an image x is real. With E the mean over the training images x, or over z ~ N(0, I):
+A generator G turns noise z into an image G(z); a discriminator D gives the probability D(x) that an
+image x is real. With E the mean over the training images x, or over z ~ N(0, I):
 
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
@@ -20,11 +20,10 @@ trial, five rules (section 3) that many GANs have followed since:
 (Rule 2 is not for all networks: BatchNorm in D ruins gan_mlp.py. Here it works.)
 
 Not as in the paper: D has a hidden fully connected layer, against rule 3. Each of its units sees
-the whole image, which helps much: cFID (see README) is 41
-with it, 128 without, after 4 passes (seed 0).
-G's learning rate is 1e-3 (the paper: 2e-4, as D's is here), both networks are 8 times narrower, z
-is normal in place of uniform, batches are of 64 in place of 128, and samples come from a moving
-average of G's weights.
+the whole image, which helps much: cFID (see README) is 41 with it, 128 without, after 4 passes
+(seed 0). G's learning rate is 1e-3 (the paper: 2e-4, as D's is here), both networks are 8 times
+narrower, z is normal in place of uniform, batches are of 64 in place of 128, and samples come from
+a moving average of G's weights.
 
 A healthy run: D slowly gets ahead (in 10 passes D(x) goes from 0.5 to 0.76, D(G(z)) to 0.24, loss_G
 from 0.7 to 1.8), and the images get better all the same. In an unhealthy one D(G(z)) goes to 0 at

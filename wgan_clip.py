@@ -3,16 +3,16 @@
 A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
 With E the mean over the training images x, or over z ~ N(0, I):
 
-    D maximises  W = E D(x) - E D(G(z)),  with all its weights kept within [-c, c]
+    D maximises  W = E D(x) - E D(G(z)),  all its weights kept within [-c, c], c = 0.01 (--clip)
     G maximises  E D(G(z)),  which lowers W: E D(x) does not depend on G
 
 Why: think of the images x and of the G(z) as two piles of sand of the same size, in the space of
 all images. A plan says which sand of G's pile goes to which place of the other; it costs sand times
 distance (Euclidean, over the pixels), summed. A wasteful plan moves sand further than it must, so
-its cost says little of the piles. The cost of the plan that moves the least does: it is their
-Wasserstein or earth mover's distance. It shrinks as G's pile gets nearer, from however far. The
-divergence that gan_mlp.py lowers does not: it is log 2 for all piles that do not overlap, near or
-far (section 2, example 1), so that it cannot tell G which way to go.
+its cost does not say how far apart the piles are. That of the plan that moves the least does: it is
+their Wasserstein or earth mover's distance. It shrinks as G's pile gets nearer, from however far.
+The divergence that gan_mlp.py lowers does not: it is log 2 for all piles that do not overlap, near
+or far (section 2, example 1), so that it cannot tell G which way to go.
 
 Nobody can try all plans for images. But the distance has a second form (Kantorovich, Rubinstein):
 
@@ -22,16 +22,17 @@ Read f as a price of sand. Whoever buys at G's pile and sells at the other earns
 On each trip prices differ by no more than its length, so that no prices earn more than the cheapest
 plan costs, and the best prices earn just that. D looks for those prices. The better it is, the
 better the slope (the gradient of D at G(z)) that G follows, so D gets n_critic steps for each of G.
-And W becomes a figure with a meaning.
+And W becomes an estimate of the distance, up to a factor.
 
 Clipping keeps D's slope below some K that c and the layers set, so W is at most K times the
-distance, with K unknown: compare W within one run only. It is a stopgap. With a large c, D takes
-long to get there; with a small one the gradient fades from layer to layer; and weights that are
-driven to -c and c (at_clip) leave D only simple functions. wgan_gp.py asks for the slope itself.
+distance, with K unknown: compare W within one run only. It is a stopgap. With a large c, weights
+take long to reach it, and D long to train; with a small one the gradient fades from layer to layer;
+and weights that are driven to -c and c (at_clip) leave D only simple functions. wgan_gp.py
+constrains the slope itself.
 
 Not as in the paper: no BatchNorm in D (clipping would hold its factors, which should be near 1, at
-0.01: W then stayed at 1e-13), a hidden fully connected layer in D as in dcgan.py, a learning rate of
-1e-3 for G in place of 5e-5, which is D's, batches of 32 in place of 64, narrower networks, and
+0.01: W then stayed at 1e-13), a hidden fully connected layer in D as in dcgan.py, a learning rate
+of 1e-3 for G in place of 5e-5, which is D's, batches of 32 in place of 64, narrower networks, and
 samples from a moving average of G's weights. RMSprop without momentum is the paper's choice: its
 authors found momentum unstable.
 

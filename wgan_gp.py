@@ -1,7 +1,7 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
 A generator G turns noise z into an image G(z); a critic D gives an image a score D(x), any number.
-With E the mean over the training images x, or over z ~ N(0, I):
+With E the mean over the training images x, over z ~ N(0, I), and over eps:
 
     D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,  W = E D(x) - E D(G(z))
     G maximises  E D(G(z)),  which lowers W: E D(x) does not depend on G
@@ -9,16 +9,18 @@ With E the mean over the training images x, or over z ~ N(0, I):
 
 Why: the greatest W of all D with slope ||grad D||_2 at most 1 is the earth mover's distance of the
 images x and the G(z); wgan_clip.py explains it. Clipping D's weights bounds the slope, but leaves D
-few functions to choose from. Here the slope itself is asked for, by a penalty.
+few functions to choose from. Here the slope itself is asked for, by a penalty. (It is no bound, and
+D is never the best, so W is no exact distance: compare it within one run.)
 
 Why slope 1 and not at most 1? Read D as a price of sand, and let the cheapest plan carry sand from
 G(z) to x. No trip can earn more than its length, and the best D earns what the plan costs, so each
-trip earns just its length: D rises by 1 for each step of length 1, all the way (proposition 1).
+trip earns just its length: D rises by 1 for each step of length 1, all the way (proposition 1). To
+ask for just 1 there costs the best D nothing, and keeps any D from going flat.
 
-Why at points between x and G(z)? No penalty can be taken everywhere in a space of 28 × 28
-dimensions. It matters where G's images are and where they are to go. The ways of the cheapest plan
-would be the right ones, but the plan is unknown, so x and G(z) are paired by chance. Between such a
-pair the best D may be flatter: to ask for 1 there is a compromise, and it works.
+Why at points between x and G(z)? No penalty can be taken everywhere in a space of 784 dimensions.
+It matters where G's images are and where they are to go. The ways of the cheapest plan would be the
+right ones, but the plan is unknown, so x and G(z) are paired by chance. Between such a pair the
+best D may be flatter: to ask for 1 there is a compromise, and it works.
 
 Why no BatchNorm in D? The slope is that of one image's score in that image; with BatchNorm the
 score would depend on the other images, too. LayerNorm and InstanceNorm do not mix images.
