@@ -988,6 +988,21 @@ def test_conv_upsample_from_the_command_line(conv, folder, tmp_path):
         assert grid.size == (8 * 10 + 2, 8 * 10 + 2)
 
 
+def test_conv_amp_from_the_command_line(conv, tmp_path, monkeypatch):
+    """Images large enough for channels_last to change the layout of weights, with TensorBoard."""
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda *args, **kwargs: types.SimpleNamespace(
+        **{n: lambda *a: None for n in ("add_scalar", "add_images", "add_histogram", "close")}
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run = runner(conv, write_images(tmp_path / "rgb", 20, "RGB", (16, 16)), tmp_path)
+    out = run("--amp", "--tensorboard")
+    run("--resume", out / "ckpt.pt", "--epochs", 3, "--no-amp")
+    run("--sample", out / "ckpt.pt")
+    weights = [w for w in load(out / "ckpt.pt")["D"].values() if w.ndim == 4]
+    assert len(weights) == 2
+
+
 @pytest.mark.parametrize("side", (8, 9, 11))
 def test_conv_small_sides(conv, side):
     G, D, opt_G, opt_D = networks(conv, (3, side, side))

@@ -60,7 +60,6 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "wgan_clip"
@@ -128,6 +127,7 @@ class Critic(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         hidden = 32 * width             # its units see the whole image
         layers += [nn.Flatten(), nn.Linear(n * last**2, hidden)]
+        # no sigmoid or tanh at the end: scores must grow with distance, however far
         self.net = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
         self.apply(init_weights)
 
@@ -149,7 +149,7 @@ def generator_loss(s_fake):
 
 @torch.no_grad()
 def clip_weights(D, clip):
-    """Move each weight of D into [-clip, clip] (Algorithm 1, line 7)."""
+    """Move each weight of D into [-clip, clip] (Algorithm 1, line 7). Without, W has no bound."""
     for w in D.parameters():
         w.clamp_(-clip, clip)
 
@@ -313,7 +313,7 @@ def train(args, ckpt=None):
                 W_val = math.nan
                 if i == n_batches:
                     W_val = W - (mean_score(D, seen) - mean_score(D, held)).item()
-                weights = parameters_to_vector(D.parameters())
+                weights = torch.cat([w.flatten() for w in D.parameters()])
                 values += [W, W_val, (weights.abs() >= args.clip).float().mean().item()]
                 scalars = {k: v for k, v in zip(columns, values) if not math.isnan(v)}
                 speed = (step - logged) * len(real) / (time.perf_counter() - since)
@@ -333,7 +333,8 @@ def train(args, ckpt=None):
             grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
             save_grid(images_z, out / grids[-1])
             if writer:
-                writer.add_histogram("weights of D", parameters_to_vector(D.parameters()), step)
+                weights = torch.cat([w.flatten() for w in D.parameters()])
+                writer.add_histogram("weights of D", weights, step)
                 writer.add_images("samples", images_z / 2 + 0.5, step)
             state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
                      "grids": grids, "z": z,

@@ -54,7 +54,6 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "wgan_gp"
@@ -132,6 +131,7 @@ class Critic(nn.Module):
         layers += [nn.Flatten(), nn.Linear(n * last**2, hidden)]
         if norm == "layer":
             layers.append(nn.LayerNorm(hidden))
+        # no sigmoid or tanh at the end: scores must grow with distance, however far
         self.net = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
         self.apply(init_weights)
 
@@ -163,7 +163,8 @@ def gradient_penalty(D, real, fake):
     # D(x_hat[i]) depends on x_hat[i] alone, so the gradient of the sum holds that of each image.
     # torch.autograd.grad(create_graph=True) gives the same, but cannot be compiled
     gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
-    norm = gradient.flatten(1).norm(dim=1)      # (B,): one an image, over all its pixels
+    # one norm an image, (B,): in one of them all, steep images would make up for flat ones
+    norm = gradient.flatten(1).norm(dim=1)
     return (norm - 1).square().mean(), norm.mean()
 
 
@@ -346,7 +347,8 @@ def train(args, ckpt=None):
             grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
             save_grid(images_z, out / grids[-1])
             if writer:
-                writer.add_histogram("weights of D", parameters_to_vector(D.parameters()), step)
+                weights = torch.cat([w.flatten() for w in D.parameters()])
+                writer.add_histogram("weights of D", weights, step)
                 writer.add_images("samples", images_z / 2 + 0.5, step)
             state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
                      "grids": grids, "z": z,
