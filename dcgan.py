@@ -97,7 +97,7 @@ class Generator(nn.Module):
                 else:                   # the sides of D in reverse: 4 → 7 → 14 → 28
                     layers.append(nn.ConvTranspose2d(n_in, n, 4 - side % 2, stride=2, padding=1))
         self.net = nn.Sequential(*layers, nn.Tanh())
-        if not mlp:                     # made for BatchNorm, they would all but silence it
+        if not mlp:                     # without BatchNorm, weights that small would silence G
             self.apply(init_weights)
 
     def forward(self, z):

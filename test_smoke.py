@@ -83,6 +83,24 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def tensorboard(monkeypatch):
+    """The calls made to a stand-in for the package, which is optional and not installed here."""
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            calls.append(("open", purge_step))
+
+        def __getattr__(self, name):
+            return lambda *args: calls.append((name, *args))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return calls
+
+
 def runner(script, folder, tmp_path):
     """run(*flags) trains the script on `folder` in batches of 8, unless flags say otherwise."""
 
@@ -427,20 +445,8 @@ def test_samples_are_of_the_average(script, run, tmp_path):
     assert not torch.equal(ckpt["G"][name], ckpt["G_ema"][name])
 
 
-def test_tensorboard(script, run, tmp_path, monkeypatch):
-    """Against a stand-in for the package, which is optional and not installed for the tests."""
-    calls = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            calls.append(("open", purge_step))
-
-        def __getattr__(self, name):
-            return lambda *args: calls.append((name, *args))
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+def test_tensorboard(script, run, tmp_path, tensorboard):
+    calls = tensorboard
     run("--tensorboard", "--log-every", 1e9)
     header, *rows = (row.split(",") for row in (tmp_path / "run/log.csv").read_text().splitlines())
     logged = {(row[1], name): value for row in rows for name, value in zip(header[2:-1], row[2:-1])}
@@ -819,22 +825,21 @@ def test_gan_k_steps_of_D_for_one_of_G(run_gan, monkeypatch, k):
     assert "".join(calls) == {1: "dg" * 8, 3: "dddgdddgdd"}[k]
 
 
-# ---- PROPOSED ----
-
-
-def test_gan_D_step_by_hand():
-    G, D, opt_G, opt_D = networks(gan_mlp)
+@pytest.mark.parametrize("name", ("gan_mlp", "dcgan"))
+def test_gan_D_step_by_hand(name):
+    script = importlib.import_module(name)
+    G, D, opt_G, opt_D = networks(script)
     real = torch.rand(8, 1, 8, 8) * 2 - 1
     torch.manual_seed(1)
     with torch.no_grad():
-        fake = G(gan_mlp.noise(G, 8))
+        fake = G(script.noise(G, 8))
     s_real, s_fake = D(real), D(fake)
     losses = F.binary_cross_entropy_with_logits(
         s_real, torch.ones(8)
     ), F.binary_cross_entropy_with_logits(s_fake, torch.zeros(8))
     want = torch.autograd.grad(sum(losses), D.parameters())
     torch.manual_seed(1)
-    stats = gan_mlp.train_discriminator(G, D, opt_D, real)
+    stats = script.train_discriminator(G, D, opt_D, real)
     for p, g in zip(D.parameters(), want):
         torch.testing.assert_close(p.grad, g)
     torch.testing.assert_close(
@@ -988,13 +993,8 @@ def test_conv_upsample_from_the_command_line(conv, folder, tmp_path):
         assert grid.size == (8 * 10 + 2, 8 * 10 + 2)
 
 
-def test_conv_amp_from_the_command_line(conv, tmp_path, monkeypatch):
+def test_conv_amp_from_the_command_line(conv, tmp_path, tensorboard):
     """Images large enough for channels_last to change the layout of weights, with TensorBoard."""
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = lambda *args, **kwargs: types.SimpleNamespace(
-        **{n: lambda *a: None for n in ("add_scalar", "add_images", "add_histogram", "close")}
-    )
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     run = runner(conv, write_images(tmp_path / "rgb", 20, "RGB", (16, 16)), tmp_path)
     out = run("--amp", "--tensorboard")
     run("--resume", out / "ckpt.pt", "--epochs", 3, "--no-amp")
@@ -1191,19 +1191,6 @@ def test_dcgan_walk_from_the_command_line(folder, tmp_path, capsys):
     assert "--walk" in refused(capsys, run, "--walk")
 
 
-def test_dcgan_D_step_by_hand():
-    G, D, _, opt_D = networks(dcgan)
-    real = torch.rand(8, 1, 8, 8) * 2 - 1
-    torch.manual_seed(1)
-    with torch.no_grad():
-        fake = G(dcgan.noise(G, 8))
-    want = torch.autograd.grad(sum(dcgan.discriminator_loss(D(real), D(fake))), D.parameters())
-    torch.manual_seed(1)
-    dcgan.train_discriminator(G, D, opt_D, real)
-    for p, g in zip(D.parameters(), want):
-        torch.testing.assert_close(p.grad, g)
-
-
 def test_dcgan_norm_of_the_hidden_layer():
     assert len(kinds(dcgan.Discriminator(), nn.BatchNorm1d)) == 1
 
@@ -1295,21 +1282,9 @@ def test_wgan_without_held_back_images(wgan, tmp_path, capsys):
     assert "held back" in refused(capsys, runner(wgan, tmp_path / "few", tmp_path))
 
 
-def test_wgan_histogram(wgan, folder, tmp_path, monkeypatch):
-    calls = []
-
-    class SummaryWriter:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __getattr__(self, name):
-            return lambda *args: calls.append((name, *args))
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+def test_wgan_histogram(wgan, folder, tmp_path, tensorboard):
     out = runner(wgan, folder, tmp_path)("--tensorboard")
-    histograms = [c for c in calls if c[0] == "add_histogram"]
+    histograms = [c for c in tensorboard if c[0] == "add_histogram"]
     weights = torch.cat([w.flatten() for w in load(out / "ckpt.pt")["D"].values()])
     assert [c[3] for c in histograms] == [4, 8]
     assert torch.equal(histograms[-1][2].flatten(), weights)
