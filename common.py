@@ -76,15 +76,18 @@ def default_data(data_dir="data"):
         return "strokes"
 
 
-def batches(images, batch_size):
+def batches(images, batch_size, labels=None):
     """One pass over uint8 images in random order: float batches (B, C, H, W) in [-1, 1].
 
-    A last, shorter batch is left out; fewer images than `batch_size` make one batch.
+    With labels (N,): pairs of a batch and its labels (B,). A last, shorter batch is left out; fewer
+    images than `batch_size` make one batch.
     """
     size = min(batch_size, len(images))
     order = torch.randperm(len(images), device=images.device)
     for start in range(0, len(images) - size + 1, size):
-        yield images.index_select(0, order[start:start + size]).float().div_(127.5).sub_(1)
+        rows = order[start:start + size]
+        real = images.index_select(0, rows).float().div_(127.5).sub_(1)
+        yield real if labels is None else (real, labels[rows])
 
 
 def spread(images, n):

@@ -38,6 +38,8 @@ SCRIPTS = {  # name: flags that make its networks tiny and let G move in every s
     "dcgan": TINY,
     "wgan_clip": [*TINY, "--n-critic", "1"],
     "wgan_gp": [*TINY, "--n-critic", "1"],
+    "infogan": TINY,
+    "stackedgan": "--width 4 --z1-dim 4 --z0-dim 4 --encoder-epochs 1 --joint-epochs 1".split(),
 }
 with warnings.catch_warnings():  # a mark of ours, without a configuration file to register it in
     warnings.simplefilter("ignore")
@@ -52,15 +54,38 @@ def script(request):
 
 def D_names(script):
     """The names of D's class and of its update: those of a critic in the Wasserstein scripts."""
-    return (
-        ("Critic", "train_critic")
-        if hasattr(script, "Critic")
-        else ("Discriminator", "train_discriminator")
-    )
+    if hasattr(script, "Critic"):
+        return "Critic", "train_critic"
+    return "Discriminator" + stack(script), "train_discriminator"
 
 
-def step_D(script, *args, **kwargs):
-    return getattr(script, D_names(script)[1])(*args, **kwargs)
+def stack(script):
+    """Tests of all scripts take the lower stack of stackedgan.py, the one that makes images."""
+    return "0" if script.SCRIPT == "stackedgan" else ""
+
+
+def inputs(script, n):
+    """What the G of networks(script) makes n images from; the noise z is the last or the first."""
+    if script.SCRIPT == "infogan":
+        return torch.randn(n, 4), script.codes(script.Generator(4, (1, 8, 8), 4), n)
+    if script.SCRIPT == "stackedgan":
+        return torch.rand(n, 64), torch.randn(n, 4)
+    return (torch.randn(n, 4),)
+
+
+def step_D(script, G, D, opt, real, **kwargs):
+    condition = inputs(script, len(real))[:1] if stack(script) else ()
+    return getattr(script, D_names(script)[1])(G, D, opt, real, *condition, **kwargs)
+
+
+def step_G(script, G, D, opt, n, **kwargs):
+    if not stack(script):
+        return script.train_generator(G, D, opt, n, **kwargs)
+
+    def E0(fake):  # any features of an image
+        return fake.flatten(1)[:, :64]
+
+    return script.train_generator(G, D, opt, inputs(script, n)[0], E0, **kwargs)
 
 
 def write_images(folder, n=20, mode="L", size=(8, 8), seed=0):
@@ -168,8 +193,20 @@ def assert_same(a, b):
 def networks(script, shape=(1, 8, 8)):
     """Small G and D of a script, and an optimizer of each."""
     torch.manual_seed(0)
-    G, D = script.Generator(4, shape, 4), getattr(script, D_names(script)[0])(shape, 4)
+    G = getattr(script, "Generator" + stack(script))(4, shape, 4)
+    D = getattr(script, D_names(script)[0])(shape, 4, *([4] if stack(script) else []))
     return G, D, torch.optim.Adam(G.parameters(), 1e-3), torch.optim.Adam(D.parameters(), 1e-3)
+
+
+def generate(script, G, *z):
+    if not stack(script):
+        return script.sample(G, *z)
+
+    class G1(nn.Module):  # passes on features, where stackedgan.py's G1 makes them
+        def forward(self, h1, z1):
+            return h1
+
+    return script.sample(G1(), G, z[0], None, z[1])
 
 
 def copy_of(network):
@@ -192,7 +229,7 @@ def test_each_step_moves_its_own_player_only(script):
     assert all(p.grad is None for p in G.parameters())
     d = copy_of(D)
     gradients = [p.grad.clone() for p in D.parameters()]
-    script.train_generator(G, D, opt_G, 8)
+    step_G(script, G, D, opt_G, 8)
     assert same(D, d) and not same(G, g)
     assert all(torch.equal(p.grad, q) for p, q in zip(D.parameters(), gradients))
     assert all(p.requires_grad for p in D.parameters())
@@ -201,8 +238,9 @@ def test_each_step_moves_its_own_player_only(script):
 def test_losses_come_back_detached(script):
     G, D, opt_G, opt_D = networks(script)
     stats = step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8))
-    loss = script.train_generator(G, D, opt_G, 8)
-    assert not stats.requires_grad and not loss.requires_grad and loss.shape == ()
+    loss = step_G(script, G, D, opt_G, 8)
+    assert not stats.requires_grad and not loss.requires_grad
+    assert loss.shape == ((3,) if stack(script) else ())
 
 
 def test_discriminator_learns(script):
@@ -210,7 +248,7 @@ def test_discriminator_learns(script):
     G, D, _, opt_D = networks(script)
     real = torch.ones(32, 1, 8, 8)
     with torch.no_grad():
-        fake = G(script.noise(G, 32))
+        fake = G(*inputs(script, 32))
     D.eval()
     loose = {"clip": 1.0} if script.SCRIPT == "wgan_clip" else {}  # 0.01 would keep scores small
 
@@ -228,11 +266,15 @@ def test_generator_sign(script):
     G, D, _, _ = networks(script)
     D.eval()
     opt_G = torch.optim.Adam(G.parameters(), 0.01)
-    z = torch.randn(256, 4)
-    before = D(G(z)).mean().item()
+    z = inputs(script, 256)
+    before = D(G(*z)).mean().item()
+    adversarial_only = {
+        "infogan": {"cat_weight": 0, "code_weight": 0},
+        "stackedgan": {"cond_weight": 0, "ent_weight": 0},
+    }.get(script.SCRIPT, {})
     for _ in range(5):
-        script.train_generator(G, D, opt_G, 256)
-    assert D(G(z)).mean().item() > before
+        step_G(script, G, D, opt_G, 256, **adversarial_only)
+    assert D(G(*z)).mean().item() > before
 
 
 def test_scores_are_raw(script):
@@ -242,7 +284,7 @@ def test_scores_are_raw(script):
     x = torch.randn(6, 1, 8, 8)
     scores = D(x)
     assert scores.shape == (6,)
-    last = [m for m in D.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    last = D.score if hasattr(D, "score") else kinds(D, nn.Linear)[-1]
     with torch.no_grad():
         last.weight *= 1000
         last.bias *= 1000
@@ -262,10 +304,10 @@ def test_batchnorm_eps(script):
 
 def test_samples_do_not_depend_on_their_batch(script):
     G, _, _, _ = networks(script)
-    z = torch.randn(8, 4)
-    together = script.sample(G, z)
+    z = inputs(script, 8)
+    together = generate(script, G, *z)
     assert G.training and not together.requires_grad
-    alone = torch.cat([script.sample(G, z[i : i + 1]) for i in range(8)])
+    alone = torch.cat([generate(script, G, *(v[i : i + 1] for v in z)) for i in range(8)])
     torch.testing.assert_close(together, alone)
     assert together.min() >= -1 and together.max() <= 1
 
@@ -277,8 +319,8 @@ def test_sizes(script, side, channels):
     G, D, opt_G, opt_D = networks(script, shape)
     real = torch.rand(3, *shape) * 2 - 1
     assert step_D(script, G, D, opt_D, real).isfinite().all()
-    assert script.train_generator(G, D, opt_G, 3).isfinite()
-    assert script.sample(G, torch.randn(1, 4)).shape == (1, *shape)
+    assert step_G(script, G, D, opt_G, 3).isfinite().all()
+    assert generate(script, G, *inputs(script, 1)).shape == (1, *shape)
 
 
 def test_fewer_images_than_a_batch(script, run):
@@ -289,8 +331,8 @@ def test_fewer_images_than_a_batch(script, run):
 def test_amp(script):
     G, D, opt_G, opt_D = networks(script)
     stats = step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
-    loss = script.train_generator(G, D, opt_G, 8, amp=True)
-    assert stats.dtype == loss.dtype == torch.float32 and stats.isfinite().all() and loss.isfinite()
+    loss = step_G(script, G, D, opt_G, 8, amp=True)
+    assert stats.dtype == loss.dtype == torch.float32 and stats.isfinite().all() and loss.isfinite().all()
 
 
 def test_noise(script):
@@ -307,7 +349,7 @@ def test_amp_runs_in_bfloat16(script):
         )
     step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
     penalty = [torch.float32] if hasattr(script, "gradient_penalty") else []
-    script.train_generator(G, D, opt_G, 8, amp=True)
+    step_G(script, G, D, opt_G, 8, amp=True)
     calls_of_D = 1 if D_names(script)[0] == "Critic" or script is gan_mlp else 2
     half = [torch.bfloat16]
     assert seen == half * (1 + calls_of_D) + penalty + half * 2
@@ -348,7 +390,7 @@ def test_files_of_a_run(script, run, capsys):
         [str(1 + i // 4), str(i + 1)] for i in range(12)
     ]
     assert all(len(row.split(",")) == len(header.split(",")) for row in rows)
-    assert Image.open(out / "samples/0003.png").size == (8 * 10 + 2, 8 * 10 + 2)
+    assert Image.open(out / "samples/0003.png").size == grid_size(script, training=True)
     assert "left" in capsys.readouterr().out
 
 
@@ -358,7 +400,8 @@ def test_seed_decides(script, run, tmp_path):
         for s, name in ((1, "a"), (1, "b"), (2, "c"))
     )
     assert_same(a, b)
-    assert not torch.equal(*(next(iter(x["G"].values())) for x in (a, c)))
+    G = "G" + stack(script)
+    assert not torch.equal(*(next(iter(x[G].values())) for x in (a, c)))
 
 
 def test_resume_equals_the_uninterrupted_run(script, run, tmp_path):
@@ -382,25 +425,47 @@ def test_resume_takes_new_settings(script, run):
     out = run("--epochs", 1, "--lr", 1e-3)
     run("--resume", out / "ckpt.pt", "--epochs", 2, "--lr", 1e-4)
     ckpt = load(out / "ckpt.pt")
-    assert ckpt["opt_G"]["param_groups"][0]["lr"] == ckpt["args"]["lr"] == 1e-4
+    opt = ckpt["opt_G" + stack(script)]
+    assert opt["param_groups"][0]["lr"] == ckpt["args"]["lr"] == 1e-4
+
+
+def grid_size(script, training=False):
+    """Pixels (width, height) of a grid of 8×8 images, each with a margin of 2."""
+    columns, rows = {
+        "infogan": (28 if training else 8, 10),  # 8 images, and 9 of two codes each behind a gap
+        "stackedgan": (8, 2),
+    }.get(script.SCRIPT, (8, 8))
+    return 10 * columns + 2, 10 * rows + 2
+
+
+def labels_in_names(script):
+    return script.SCRIPT in ("infogan", "stackedgan")
 
 
 def test_sample(script, run, tmp_path):
     out = run("--epochs", 1)
     run("--sample", out / "ckpt.pt")
-    assert Image.open(out / "sample.png").size == (8 * 10 + 2, 8 * 10 + 2)
-    run("--sample", out / "ckpt.pt", "--num", 5, "--out", tmp_path / "many")
+    assert Image.open(out / "sample.png").size == grid_size(script)
+    run("--sample", out / "ckpt.pt", "--num", 20, "--out", tmp_path / "many")
+    run("--sample", out / "ckpt.pt", "--num", 20, "--out", tmp_path / "20.png")
     files = sorted((tmp_path / "many").iterdir())
-    assert [f.name for f in files] == [f"{i:05}.png" for i in range(5)]
+    # by category: 2 each of 10; by class: 10 each of 2
+    prefix = {"infogan": lambda i: f"{i // 2}_", "stackedgan": lambda i: f"{i // 10}_"}.get(
+        script.SCRIPT, lambda i: ""
+    )
+    assert [f.name for f in files] == [f"{prefix(i)}{i:05}.png" for i in range(20)]
     image = Image.open(files[0])
     assert image.size == (8, 8) and image.mode == "L"
-    grid = np.array(Image.open(out / "sample.png"))
+    grid = np.array(Image.open(tmp_path / "20.png"))
     assert (grid[2:10, 2:10] == np.array(image)).all()  # the same z, alone and in the grid
-    run("--sample", out / "ckpt.pt", "--seed", 1, "--out", tmp_path / "other.png")
+    run("--sample", out / "ckpt.pt", "--num", 20, "--seed", 1, "--out", tmp_path / "other.png")
     assert (np.array(Image.open(tmp_path / "other.png")) != grid).any()
 
 
-def test_sample_by_hand(script, run, tmp_path):
+@pytest.mark.parametrize("name", ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp"))
+def test_sample_by_hand(name, folder, tmp_path):
+    script = importlib.import_module(name)
+    run = runner(script, folder, tmp_path)
     out = run("--epochs", 1)
     ckpt = load(out / "ckpt.pt")
     run("--sample", out / "ckpt.pt", "--num", 1003, "--seed", 3, "--out", tmp_path / "many")
@@ -434,8 +499,10 @@ def test_new_run_in_old_folder(script, run, capsys):
     ).any()  # all of [0, 255]
 
 
-def test_samples_are_of_the_average(script, run, tmp_path):
-    out = run("--epochs", 1)
+@pytest.mark.parametrize("name", ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp"))
+def test_samples_are_of_the_average(name, folder, tmp_path):
+    script = importlib.import_module(name)
+    out = runner(script, folder, tmp_path)("--epochs", 1)
     ckpt = load(out / "ckpt.pt")
     G = script.Generator(4, ckpt["shape"], 4)
     G.load_state_dict(ckpt["G_ema"])
@@ -463,6 +530,8 @@ def test_import_alone(script, tmp_path):
     """A copy of the file alone imports with torch only, touches nothing, and can train."""
     shutil.copy(script.__file__, tmp_path)
     D, update = D_names(script)
+    G, z_dim = "Generator" + stack(script), ", 4" if stack(script) else ""
+    condition = ", torch.zeros(2, 64)" if stack(script) else ""
     code = f"""
 import sys, torch
 for name in ("common", "torchvision", "PIL"):
@@ -470,8 +539,8 @@ for name in ("common", "torchvision", "PIL"):
 state = torch.get_rng_state()
 import {script.__name__} as m
 assert torch.equal(state, torch.get_rng_state())
-G, D = m.Generator(4, (1, 8, 8), 4), m.{D}((1, 8, 8), 4)
-m.{update}(G, D, torch.optim.Adam(D.parameters()), torch.zeros(2, 1, 8, 8))
+G, D = m.{G}(4, (1, 8, 8), 4), m.{D}((1, 8, 8), 4{z_dim})
+m.{update}(G, D, torch.optim.Adam(D.parameters()), torch.zeros(2, 1, 8, 8){condition})
 """
     done = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True
@@ -634,7 +703,8 @@ def test_bad_checkpoints(script, run, tmp_path, capsys, monkeypatch, flag):
 def test_sample_of_an_edited_script(script, run, capsys, monkeypatch):
     """README's "Hack it" invites edits of the networks; older checkpoints then do not fit."""
     ckpt = run("--epochs", 1) / "ckpt.pt"
-    monkeypatch.setattr(script, "Generator", lambda *args, **kwargs: nn.Linear(1, 1))
+    name = "Generator" + stack(script)
+    monkeypatch.setattr(script, name, lambda *args, **kwargs: nn.Linear(1, 1))
     assert f"--sample {ckpt}: is of another Generator" in refused(capsys, run, "--sample", ckpt)
 
 
@@ -649,7 +719,7 @@ def test_out_of_memory(script, run, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(script, "Generator", full)
+    monkeypatch.setattr(script, "Generator" + stack(script), full)
     assert "--batch-size" in refused(capsys, run)
 
 
@@ -724,7 +794,7 @@ def test_nan_weight(script, run, capsys, monkeypatch):
     def break_D(G, D, *args, **kwargs):
         with torch.no_grad():
             next(D.parameters())[0] = math.inf
-        return torch.zeros(())
+        return torch.zeros((3,) if stack(script) else ())
 
     monkeypatch.setattr(script, "train_generator", break_D)
     G, D, _, opt_D = networks(script)
@@ -742,7 +812,7 @@ def test_weight_of_G(script, run, capsys, monkeypatch):
     def break_G(G, D, *a, **k):
         with torch.no_grad():
             next(G.parameters())[0] = math.inf
-        return torch.zeros(())
+        return torch.zeros((3,) if stack(script) else ())
 
     monkeypatch.setattr(script, "train_generator", break_G)
     monkeypatch.setattr(script, D_names(script)[1], lambda *a, **k: torch.zeros(4))
@@ -1501,6 +1571,317 @@ def test_gp_norm_layers():
     assert {m.negative_slope for m in kinds(wgan_gp.Critic(), nn.LeakyReLU)} == {0.2}
 
 
+# ---- infogan.py ----
+
+infogan = importlib.import_module("infogan")
+
+
+@pytest.fixture
+def run_infogan(folder, tmp_path):
+    return runner(infogan, folder, tmp_path)
+
+
+def one_hot(*rows, k=10):
+    return torch.eye(k)[list(rows)]
+
+
+def test_infogan_bound_of_perfect_and_of_uniform_logits():
+    """Softmax is taken once: perfect logits give H(c), whatever their scale; equal ones give 0."""
+    c = torch.cat([one_hot(3, 7), torch.tensor([[0.5, -1], [0, 0.25]])], 1)
+    q = c.clone()
+    q[:, :10] *= 1000
+    L_I, error = infogan.information(q, c, (10,))
+    assert L_I.item() == pytest.approx(math.log(10)) and error == 0
+    q[:, :10] = 5
+    assert infogan.information(q, c, (10,))[0].abs() < 1e-6
+    q[:, :10] = -1000 * c[:, :10]
+    assert infogan.information(q, c, (10,))[0] < -100  # sure and wrong: far below 0
+
+
+def test_infogan_bound_by_hand():
+    """Two categorical codes and one number, against probabilities written out."""
+    logits, guess = torch.randn(4, 5), torch.randn(4, 1)
+    c = torch.cat([one_hot(0, 1, 2, 0, k=3), one_hot(1, 1, 0, 1, k=2), torch.rand(4, 1)], 1)
+    L_I, error = infogan.information(torch.cat([logits, guess], 1), c, (3, 2))
+    p, q = logits[:, :3].softmax(1), logits[:, 3:].softmax(1)
+    log_Q = p[range(4), [0, 1, 2, 0]].log() + q[range(4), [1, 1, 0, 1]].log()
+    torch.testing.assert_close(L_I, math.log(3) + math.log(2) + log_Q.mean())
+    torch.testing.assert_close(error, (guess - c[:, 5:]).square().mean())
+
+
+def test_infogan_codes():
+    torch.manual_seed(0)
+    c = infogan.codes(infogan.Generator(4, (1, 8, 8), 4, (3, 2), 2), 6000)
+    for part, k in ((c[:, :3], 3), (c[:, 3:5], 2)):
+        assert (part.sum(1) == 1).all() and ((part == 0) | (part == 1)).all()
+        assert (part.mean(0) - 1 / k).abs().max() < 0.03
+    numbers = c[:, 5:]
+    assert numbers.shape == (6000, 2) and -1 <= numbers.min() < -0.99 < 0.99 < numbers.max() <= 1
+    assert (numbers.var(0) - 1 / 3).abs().max() < 0.02 and numbers[:, 0].unique().numel() > 5000
+    assert torch.corrcoef(c.T)[5:, :5].abs().max() < 0.05  # independent of the categories
+
+
+def information_of(G, D, z, c):
+    return infogan.information(D.score_and_code(G(z, c))[1], c, G.categories)
+
+
+@pytest.mark.parametrize("player", "DG")
+def test_infogan_both_players_raise_the_bound(player):
+    """Steps of one player alone raise L_I and lower the error of the numbers."""
+    torch.manual_seed(0)
+    G, D = infogan.Generator(4, (1, 8, 8), 8), infogan.Discriminator((1, 8, 8), 8)
+    z, c = infogan.noise(G, 256), infogan.codes(G, 256)
+    with torch.no_grad():
+        before = information_of(G, D, z, c)
+    opt = torch.optim.Adam((D if player == "D" else G).parameters(), 1e-3)
+    for _ in range(30):
+        if player == "D":
+            infogan.train_discriminator(G, D, opt, torch.zeros(64, 1, 8, 8))
+        else:
+            infogan.train_generator(G, D, opt, 64)
+    with torch.no_grad():
+        after = information_of(G, D, z, c)
+    assert after[0] > before[0] + 0.01 and after[1] < before[1] - 0.002
+
+
+@pytest.mark.parametrize("labels", (None, torch.arange(8)))
+def test_infogan_D_step_by_hand(labels):
+    G, D, _, opt_D = networks(infogan)
+    real = torch.rand(8, 1, 8, 8) * 2 - 1
+    torch.manual_seed(1)
+    z, c = infogan.noise(G, 8), infogan.codes(G, 8)
+    fake = G(z, c).detach()
+    s_real = D(real)
+    s_fake, q = D.score_and_code(fake)
+    cross_entropy = F.binary_cross_entropy_with_logits
+    losses = cross_entropy(s_real, torch.ones(8)), cross_entropy(s_fake, torch.zeros(8))
+    L_I = math.log(10) - F.cross_entropy(q[:, :10], c[:, :10].argmax(1))
+    error = F.mse_loss(q[:, 10:], c[:, 10:]) * 2
+    loss = sum(losses) - 0.7 * L_I + 0.3 * error / 2
+    if labels is not None:
+        loss = loss + 0.7 * F.cross_entropy(D.score_and_code(real)[1][:, :10], labels)
+    want = torch.autograd.grad(loss, D.parameters())
+    torch.manual_seed(1)
+    stats = infogan.train_discriminator(
+        G, D, opt_D, real, cat_weight=0.7, code_weight=0.3, labels=labels
+    )
+    for p, g in zip(D.parameters(), want):
+        torch.testing.assert_close(p.grad, g, atol=1e-5, rtol=1e-4)
+    means = s_real.sigmoid().mean(), s_fake.sigmoid().mean()
+    torch.testing.assert_close(stats, torch.stack([*losses, *means, L_I, error]).detach())
+
+
+def test_infogan_G_step_by_hand():
+    G, D, opt_G, _ = networks(infogan)
+    torch.manual_seed(1)
+    z, c = infogan.noise(G, 8), infogan.codes(G, 8)
+    s_fake, q = D.score_and_code(G(z, c))
+    adversarial = F.binary_cross_entropy_with_logits(s_fake, torch.ones(8))
+    bound = math.log(10) - F.cross_entropy(q[:, :10], c[:, :10].argmax(1))
+    loss = adversarial - 0.7 * bound + 0.3 * F.mse_loss(q[:, 10:], c[:, 10:])
+    want = torch.autograd.grad(loss, G.parameters())
+    torch.manual_seed(1)
+    loss_G = infogan.train_generator(G, D, opt_G, 8, cat_weight=0.7, code_weight=0.3)
+    torch.testing.assert_close(loss_G, adversarial.detach())
+    for p, g in zip(G.parameters(), want):
+        torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("supervised", (False, True))
+def test_infogan_labels(run_infogan, tmp_path, monkeypatch, supervised):
+    """Shuffled labels leave every weight bit-identical; with --supervised they do not."""
+    flags = ["--supervised"] if supervised else []
+    run_infogan("--out", tmp_path / "a", *flags)
+    load_images = common.load_images
+
+    def shuffled(*args, **kwargs):
+        images, labels = load_images(*args, **kwargs)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        assert not torch.equal(labels, labels[order])
+        return images, labels[order]
+
+    monkeypatch.setattr(common, "load_images", shuffled)
+    run_infogan("--out", tmp_path / "b", *flags)
+    a, b = (load(tmp_path / name / "ckpt.pt") for name in "ab")
+    if supervised:
+        assert not torch.equal(a["D"]["Q.0.weight"], b["D"]["Q.0.weight"])
+    else:
+        assert_same(a, b)
+
+
+def test_infogan_supervised_needs_a_value_for_each_class(run_infogan, tmp_path, capsys):
+    error = refused(capsys, run_infogan, "--supervised", "--categories", 1)
+    assert "--supervised" in error and "2 classes" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_infogan_supervised_learns_the_labels(run_infogan, folder, tmp_path):
+    out = run_infogan("--supervised", "--epochs", 30, "--categories", 2, "--lr-d", 0.003)
+    ckpt = load(out / "ckpt.pt")
+    D = infogan.Discriminator((1, 8, 8), 4, 4).eval()
+    D.load_state_dict(ckpt["D"])
+    images, labels = common.load_images(str(folder), tmp_path / "data")
+    guesses = D.score_and_code(images / 127.5 - 1)[1][:, :2].argmax(1)
+    assert (guesses == labels).float().mean() > 0.9
+
+
+def test_infogan_pictures():
+    """Rows are categories; the first picture has the z's and c's given, the others sweep a number."""
+    G = infogan.Generator(4, (1, 8, 8), 4, (3, 2), 2)
+    seen = []
+    G.register_forward_hook(lambda m, inputs, o: seen.append(torch.cat(inputs, 1)))
+    z, c = infogan.noise(G, 5), infogan.codes(G, 5)
+    pictures = infogan.pictures(G, z, c, steps=5)
+    assert [tuple(p.shape[:2]) for p in pictures] == [(3, 5)] * 3
+    for k in range(3):
+        assert torch.equal(seen[k], torch.cat([z, one_hot(*[k] * 5, k=3), c[:, 3:]], 1))
+    sweep = torch.tensor([-2.0, -1, 0, 1, 2])
+    for j in (1, 2):
+        for k in range(3):
+            rows = seen[3 * j + k]
+            assert (rows[:, :4] == z[0]).all() and (rows[:, 7:9] == c[0, 3:5]).all()
+            assert torch.equal(rows[:, 4:7], one_hot(*[k] * 5, k=3))
+            assert torch.equal(rows[:, 8 + j], sweep) and not rows[:, 11 - j].any()
+    torch.testing.assert_close(pictures[0][2], infogan.sample(G, z, seen[2][:, 4:]))
+
+
+def test_infogan_training_grid(run_infogan, tmp_path):
+    """To the left all categories, then behind white columns the sweeps, of the average G."""
+    ckpt = load(run_infogan("--epochs", 1) / "ckpt.pt")
+    G = infogan.Generator(4, (1, 8, 8), 4)
+    G.load_state_dict(ckpt["G_ema"])
+    first, *sweeps = infogan.pictures(G, ckpt["z"], ckpt["c"])
+    for i, picture in enumerate((first, *sweeps)):
+        common.save_grid(picture.flatten(0, 1), tmp_path / "part.png", picture.shape[1])
+        part = np.array(Image.open(tmp_path / "part.png"))
+        left = (0, 90, 190)[i]
+        grid = np.array(Image.open(tmp_path / "run/samples/0001.png"))
+        assert (grid[:, left : left + part.shape[1]] == part).all()
+    assert (grid[2:10, 82:90] == 255).all() and (grid[2:10, 182:190] == 255).all()
+    assert not torch.equal(*(ckpt[name]["net.0.weight"] for name in ("G", "G_ema")))
+
+
+def test_infogan_sample_sweeps(run_infogan):
+    out = run_infogan("--epochs", 1, "--num-codes", 3)
+    run_infogan("--sample", out / "ckpt.pt")
+    assert sorted(p.name for p in out.glob("sample*.png")) == [
+        "sample.png", *(f"sample_code{j}.png" for j in (1, 2, 3))
+    ]
+    assert Image.open(out / "sample_code2.png").size == (9 * 10 + 2, 10 * 10 + 2)
+
+
+@pytest.mark.parametrize(
+    "flags, category, numbers",
+    [
+        (["--category", 3, "--code", 0.5, -1], [3] * 6, (0.5, -1)),
+        (["--category", 0], [0] * 6, None),
+        (["--code", 0.25], [0, 1, 2, 3, 4, 5], (0.25,)),
+    ],
+)
+def test_infogan_sample_of_one_setting(
+    run_infogan, tmp_path, monkeypatch, flags, category, numbers
+):
+    out = run_infogan("--epochs", 1)
+    seen, sample = [], infogan.sample
+    monkeypatch.setattr(infogan, "sample", lambda G, z, c: seen.append((z, c)) or sample(G, z, c))
+    run_infogan("--sample", out / "ckpt.pt", *flags, "--num", 6, "--out", tmp_path / "six")
+    ((z, c),) = seen
+    assert c[:, :10].argmax(1).tolist() == category and (c[:, :10].sum(1) == 1).all()
+    assert len(z.unique()) == 24  # the noise differs
+    for j in range(2):
+        fixed = numbers is not None and j < len(numbers)
+        assert c[:, 10 + j].unique().tolist() == [numbers[j]] if fixed else c[:, 10 + j].std() > 0.1
+    names = sorted(p.name for p in (tmp_path / "six").iterdir())
+    assert names == [f"{k}_{i:05}.png" for i, k in enumerate(category)]
+    run_infogan("--sample", out / "ckpt.pt", *flags)
+    assert not list(out.glob("sample_code*"))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--category", 10], "--category 10: this G has categorical codes of 10 values"),
+        (["--category", 1, 1], "--category 1 1"),
+        (["--category", -1], "--category"),
+        (["--code", 0, 0, 0], "has 2 numbers"),
+        (["--code", "x"], "--code"),
+    ],
+)
+def test_infogan_bad_settings(run_infogan, capsys, flags, words):
+    ckpt = run_infogan("--epochs", 1) / "ckpt.pt"
+    assert words in refused(capsys, run_infogan, "--sample", ckpt, *flags)
+    assert "only with --sample" in refused(capsys, run_infogan, "--category", 1)
+    assert "only with --sample" in refused(capsys, run_infogan, "--code", 1)
+
+
+@pytest.mark.parametrize("flags", (["--num-codes", 0], ["--categories", 3, 2], ["--categories", 1]))
+def test_infogan_other_codes(run_infogan, flags):
+    out = run_infogan("--epochs", 1, *flags)
+    header, row = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
+    row = {name: float(value) for name, value in zip(header, row)}
+    categories = load(out / "ckpt.pt")["args"]["categories"]
+    assert row["H(c)"] == pytest.approx(sum(map(math.log, categories)))
+    assert row["chance"] == pytest.approx(0 if "--num-codes" in flags else 1 / math.sqrt(3))
+    run_infogan("--resume", out / "ckpt.pt", "--epochs", 2)
+    run_infogan("--sample", out / "ckpt.pt")
+    assert len(list(out.glob("sample_code*"))) == (0 if "--num-codes" in flags else 2)
+
+
+def test_infogan_log_row_by_hand(run_infogan, monkeypatch):
+    numbers = iter(range(1, 100))
+    base = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    monkeypatch.setattr(infogan, "train_discriminator", lambda *a, **k: base * next(numbers))
+    monkeypatch.setattr(infogan, "train_generator", lambda *a, **k: torch.tensor(7.0))
+    out = run_infogan("--log-every", 1e9)
+    header, first, _ = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
+    want = {"loss_real": 0.25, "loss_fake": 0.5, "D(x)": 0.75, "D(G(z))": 1.0, "L_I": 1.25}
+    want |= {"H(c)": math.log(10), "code_rmse": math.sqrt(1.5 / 2), "chance": math.sqrt(1 / 3)}
+    want |= {"loss_G": 7}
+    assert header == ["epoch", "step", *want, "images/s"]
+    assert [float(v) for v in first[2:-1]] == pytest.approx(list(want.values()), rel=1e-4)
+
+
+def test_infogan_every_flag_arrives(run_infogan, tmp_path, monkeypatch):
+    got = {}
+    for name in ("train_discriminator", "train_generator", "update_ema"):
+
+        def f(*args, name=name, original=getattr(infogan, name), **kwargs):
+            got[name] = args, kwargs
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(infogan, name, f)
+    flags = ["--lr", 0.01, "--lr-d", 0.02, "--beta1", 0.3, "--beta2", 0.7, "--ema", 0.5, "--amp"]
+    run_infogan(*flags, "--cat-weight", 0.7, "--code-weight", 0.3, "--categories", 4, 3)
+    (_, D, opt_D, _), D_flags = got["train_discriminator"]
+    (G, _, opt_G, _), G_flags = got["train_generator"]
+    want = {"cat_weight": 0.7, "code_weight": 0.3, "amp": True}
+    assert G_flags == want and D_flags == {**want, "labels": None}
+    assert got["update_ema"][0][2:] == (0.5, 8)
+    assert G.categories == (4, 3) and D.Q[-1].out_features == 9
+    for opt, lr in ((opt_G, 0.01), (opt_D, 0.02)):
+        group = opt.param_groups[0]
+        assert (group["lr"], tuple(group["betas"])) == (lr, (0.3, 0.7))
+    run_infogan("--lr", 0.01, "--lr-d", 0, "--supervised", "--out", tmp_path / "other")
+    assert got["train_discriminator"][0][2].param_groups[0]["lr"] == 0.01
+    assert got["train_discriminator"][1]["labels"].shape == (8,)
+
+
+def test_infogan_networks_of_the_paper():
+    """Appendix C.1, at --width 64."""
+    G, D = infogan.Generator(width=64), infogan.Discriminator(width=64)
+
+    def sizes(net):
+        layers = kinds(net, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+        return [tuple(m.weight.shape) for m in layers]
+
+    assert sizes(G) == [(1024, 74), (128 * 7 * 7, 1024), (128, 64, 4, 4), (64, 1, 4, 4)]
+    assert sizes(D.trunk) == [(64, 1, 4, 4), (128, 64, 4, 4), (1024, 128 * 7 * 7)]
+    assert sizes(D.score) == [(1, 1024)] and sizes(D.Q) == [(128, 1024), (12, 128)]
+    assert {m.negative_slope for m in kinds(D, nn.LeakyReLU)} == {0.1}
+    assert len(kinds(D.trunk, nn.BatchNorm1d, nn.BatchNorm2d)) == 2 and kinds(D.Q, nn.BatchNorm1d)
+    assert len(kinds(G, nn.BatchNorm1d, nn.BatchNorm2d)) == 3
+
+
 # ---- common.py: pictures and batches ----
 
 
@@ -1550,6 +1931,18 @@ def test_gif(tmp_path):
         got == [((255, 0, 0), 250), ((0, 255, 0), 250), ((0, 0, 255), 2000)]
         and gif.info["loop"] == 0
     )
+
+
+def test_batches_with_labels():
+    """Each label stays with its image, and asking for labels does not change the order."""
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+    torch.manual_seed(0)
+    pairs = list(common.batches(images, 30, 2 * torch.arange(100)))
+    torch.manual_seed(0)
+    alone = list(common.batches(images, 30))
+    assert len(pairs) == 3 and torch.equal(pairs[2][0], alone[2])
+    for real, y in pairs:
+        assert torch.equal(((real + 1) * 127.5).flatten().round().long() * 2, y)
 
 
 def test_batches_pairs():
