@@ -9,16 +9,21 @@ the image. With E the mean over the training images x, or over z ~ N(0, I) and r
     with              L_I = H(c) + E log Q(c | G(z, c))
 
 What a number of z does in a plain GAN is anybody's guess. L_I is a lower bound of the mutual
-information of c and G(z, c): of what an image tells about its code. It can be no more than the
-entropy H(c), which is log 10 = 2.303 nats for one of 10 categories (section 4). To raise it, G has
-to make the code visible, and to please D, in a way that real images differ, too: the digit, its
-slant. So the codes come to mean something though no label was ever used, and Q becomes a
-classifier of real images that nobody trained.
+information of c and G(z, c): of what an image tells about its code (section 5). To raise it, G has
+to make the code visible; to please D as well, it has to do so by something in which real images
+differ, such as the digit, or its slant. So the codes come to mean something though no label was
+ever used, and Q becomes a classifier of real images that never saw a label.
 
-Q is a softmax for each categorical code, and for each number a Gaussian of variance 1 around its
-guess, so that -E log Q is half the squared error and a constant. Its two layers stand on D's trunk
-and cost next to nothing. Two mistakes are common: to feed Q the labels of the real images, which is
-another method (here --supervised), and to take -c log Q for the numbers, which is no likelihood.
+For a categorical code Q is a softmax, and L_I at most the entropy H(c), log 10 = 2.303 nats for one
+of 10. For a number Q is a Gaussian of variance 1 around its guess, so that -E log Q is half the
+squared error plus a constant; that bound is below 0 and proves nothing, so code_rmse, the root of
+the mean squared error, is logged in its place. λ is --cat-weight for the first, --code-weight for
+the second. The paper lets G and Q raise L_I; in the authors' code, as here, D's trunk does, too,
+on which Q stands with two layers of its own.
+
+Two mistakes are common: to teach Q the labels of the real images, which is another method (here
+--supervised), and to use the cross-entropy -c log q of a number c and its guess q, though q is no
+probability.
 
 DOC_REST
 """
@@ -58,8 +63,8 @@ def init_weights(layer):
 class Generator(nn.Module):
     """Noise z (B, z_dim) and codes c (B, c_dim) to images (B, C, H, H) in [-1, 1].
 
-    shape is (C, H, H), H at least 8. c has a one-hot vector for each of `categories`, numbers of
-    values, then `num_codes` numbers.
+    shape is (C, H, H), H at least 8; `categories` says how many values each categorical code has. c
+    is their one-hot vectors and then num_codes numbers: c_dim = sum(categories) + num_codes.
     """
 
     def __init__(self, z_dim=62, shape=(1, 28, 28), width=32, categories=(10,), num_codes=2):
@@ -155,7 +160,7 @@ def noise(G, n):
 def codes(G, n):
     """c, (n, c_dim), on G's device: random categories as one-hot vectors, numbers from [-1, 1]."""
     device = next(G.parameters()).device
-    one_hots = [torch.eye(k, device=device)[torch.randint(k, (n,), device=device)]
+    one_hots = [F.one_hot(torch.randint(k, (n,), device=device), k).float()
                 for k in G.categories]
     return torch.cat([*one_hots, 2 * torch.rand(n, G.num_codes, device=device) - 1], 1)
 
@@ -177,7 +182,8 @@ def train_discriminator(G, D, opt, real, *, cat_weight=1.0, code_weight=1.0, lab
     with autocast(real.device, amp):
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(z, c)
-        # real and fake apart: BatchNorm would mix them in one batch
+        # real and fake apart: BatchNorm would mix them in one batch. Q, too, has BatchNorm, and
+        # learns from fakes: real images are kept from it, unless it is to learn their labels
         s_real, q_real = (D(real), None) if labels is None else D.score_and_code(real)
         s_fake, q = D.score_and_code(fake)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
@@ -232,23 +238,23 @@ def sample(G, z, c):
 
 @torch.no_grad()
 def pictures(G, z, c, steps=9):
-    """What the codes mean: a list of pictures, each K rows of images, (K, n, C, H, H) in [-1, 1].
+    """What the codes mean: a list of pictures, rows of images in [-1, 1], a row a category.
 
-    Row k has category k of the first categorical code in all its images. The first picture is of
-    the z (n, z_dim) and c (n, c_dim) given. Each of the others sweeps one number from -2 to 2,
-    twice as far as in training, in `steps` steps, with z[0] and the other numbers at 0.
+    The first, (K, n, C, H, H) for K values of the first categorical code, is of z (n, z_dim) and
+    c (n, c_dim) but for that code. Then there is one of (K, steps, C, H, H) for each number, which
+    goes from -2 to 2, twice as far as in training, with z[0], c[0] and the other numbers at 0.
     """
-    one_hot = torch.eye(G.categories[0], device=z.device)
     inputs = [(z, c)]
     for j in range(-G.num_codes, 0):
         swept = c[:1].repeat(steps, 1)
         swept[:, -G.num_codes:] = 0
         swept[:, j] = torch.linspace(-2, 2, steps)
         inputs.append((z[:1].repeat(steps, 1), swept))
-    result = []
-    for z, c in inputs:
-        rows = [torch.cat([k.expand(len(c), -1), c[:, len(k):]], 1) for k in one_hot]
-        result.append(torch.stack([sample(G, z, c_row) for c_row in rows]))
+    result, one_hots = [], torch.eye(G.categories[0], device=z.device)
+    for z_row, c_row in inputs:
+        rows = [torch.cat([one_hot.expand(len(c_row), -1), c_row[:, len(one_hot):]], 1)
+                for one_hot in one_hots]
+        result.append(torch.stack([sample(G, z_row, row) for row in rows]))
     return result
 
 
@@ -289,13 +295,15 @@ def train(args, ckpt=None):
     epoch, step, grids = 0, 0, []
     if ckpt:
         try:
+            if any(vars(args)[name] != ckpt["args"][name] for name in ("categories", "num_codes")):
+                raise ValueError        # though the networks may be of the same size
             for name, net in nets.items():
                 net.load_state_dict(ckpt[name])
             for name, opt in opts.items():      # their averages; the settings are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
             fail(f"--resume {args.resume}: other networks "
-                 "(--width, --z-dim, --categories, image shape…?)")
+                 "(--width, --z-dim, --categories, --num-codes, image shape…?)")
         z, c = ckpt["z"].to(device), ckpt["c"].to(device)
         epoch, step, grids = ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
@@ -379,8 +387,9 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    All categories in turn, a row each, and beside a grid one for each number that sweeps it; with
-    --category or --code just images of these. The name of a single PNG begins with its category.
+    As many of each category, in a grid a whole row or more, with random z and numbers; beside a
+    grid one for each number, which sweeps it. With --category or --code: just images of these, the
+    rest random. The name of a single PNG begins with its category.
     """
     from common import save_grid
     device, out = pick_device(args.device), Path(args.out)
@@ -392,17 +401,20 @@ def sample_checkpoint(args, ckpt):
         fail(f"--sample {args.sample}: is of another Generator than that of this file")
     # drawn while G is on the CPU, so that a seed means the same images on every device
     torch.manual_seed(args.seed)
-    K = G.categories[0]
+    K, grid = G.categories[0], out.suffix.lower() == ".png"
     num = args.num or 8 * K
-    z, c, columns = noise(G, num), codes(G, num), math.ceil(num / K)
-    c[:, :K] = torch.eye(K)[torch.arange(num) // columns]
-    if args.category or args.code:
+    columns = math.ceil(num / K)
+    if grid and not args.category:
+        num = K * columns               # whole rows
+    z, c = noise(G, num), codes(G, num)
+    c[:, :K] = torch.eye(K)[torch.arange(num) * K // num]
+    if args.category:
         columns = 8
-        set_codes(c, G, args.category or [], args.code or [])
+    set_codes(c, G, args.category or [], args.code or [])
     G.to(device)
     parts = zip(z.to(device).split(500), c.to(device).split(500))
     images = torch.cat([sample(G, *part).cpu() for part in parts])
-    if out.suffix.lower() == ".png":
+    if grid:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_grid(images, out, columns)
         if not args.category and not args.code:

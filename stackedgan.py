@@ -5,17 +5,21 @@ to a label y. Once it is trained, a stack of two GANs learns to undo it from the
 
     E0: x -> h1     E1: h1 -> y              G1: (y, z1) -> h1     G0: (h1, z0) -> x
 
-G1 makes features for a label and noise z1, G0 an image for features and noise z0. So a hard task,
-images of a given class, falls into two easier ones, and the noises get different meanings: z1 says
-what sort of 3 it is to be, z0 adds what E0 threw away. Each G has a discriminator of its own (D1 of
-features, D0 of images), and a loss with three terms, here those of G1 (section 3.3):
+So a hard task, images of a given class, falls into two easier ones, and the noises get different
+meanings: z1 says what sort of 3 it is to be, z0 adds what E0 threw away. Each G has a discriminator
+of its own, D1 of features and D0 of images, and three losses (section 3), here those of G1:
 
-    adversarial   -E log D1(G1(y, z1))                  the features look like real ones
-    conditional   -E log of E1's probability of y       E1 gets the label back from them
-    entropy       E ||Q1(G1(y, z1)) - z1||^2 / dim z1   Q1, a head on D1, gets the noise back
+    adversarial   mean of -log D1(G1(y, z1)): features that look like real ones
+    conditional   mean of -log p, p being E1's probability of y for G1(y, z1): features for y
+    entropy       mean of (Q1(G1(y, z1)) - z1)^2: features from which Q1 can tell z1
 
-For G0 the conditional term is the mean squared error E (E0(G0(h1, z0)) - h1)^2. The entropy term
-is why z matters at all: a G that minds the condition only could ignore its noise.
+For G0 the conditional loss is the mean of (E0(G0(h1, z0)) - h1)^2. The entropy loss is there as a G
+that minds its condition could ignore its noise; the better Q, a head on D, recovers the noise, the
+higher is a lower bound of the entropy of what G makes of one condition. D and Q are trained to tell
+real from fake, and to recover the noise of fakes: real data have none.
+
+In the independent phase G0 learns from the features of real images. In the joint phase it gets
+those that G1 makes, as it will in use.
 
 DOC_REST
 """
@@ -54,22 +58,22 @@ def init_weights(layer):
 
 
 class Encoder(nn.Module):
-    """A classifier: images (B, C, H, H) in [-1, 1] to logits (B, classes), by way of features h1.
+    """A classifier: images (B, C, H, H) in [-1, 1] to logits (B, num_classes) by way of h1.
 
-    E0 takes images to h1 (B, 16 width), all at least 0; E1 takes h1 to logits.
+    E0 takes images to features h1 (B, 16 width), all at least 0; E1 takes h1 to logits.
     """
 
-    def __init__(self, shape=(1, 28, 28), width=16, classes=10):
+    def __init__(self, shape=(1, 28, 28), width=16, num_classes=10):
         super().__init__()
         *sides, last = halved(shape[-1])                                    # 28, 14; 7
         layers, n = [], shape[0]
-        for i, _ in enumerate(sides):
+        for i in range(len(sides)):
             n_in, n = n, width * 2**i                                       # 1, then 16, 32
             layers += [nn.Conv2d(n_in, n, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
         self.E0 = nn.Sequential(
             *layers, nn.Flatten(),
             nn.Linear(n * last**2, 16 * width), nn.BatchNorm1d(16 * width), nn.ReLU())
-        self.E1 = nn.Linear(16 * width, classes)
+        self.E1 = nn.Linear(16 * width, num_classes)
 
     def forward(self, x):
         return self.E1(self.E0(x))
@@ -78,10 +82,10 @@ class Encoder(nn.Module):
 class Generator1(nn.Module):
     """Labels y (B,), int64, and noise z1 (B, z_dim) to features h1 (B, 16 width), at least 0."""
 
-    def __init__(self, z_dim=50, width=16, classes=10):
+    def __init__(self, z_dim=50, width=16, num_classes=10):
         super().__init__()
-        self.z_dim, self.classes = z_dim, classes
-        layers, n = [], classes + z_dim
+        self.z_dim, self.num_classes = z_dim, num_classes
+        layers, n = [], num_classes + z_dim
         for n_out in (32 * width, 32 * width, 16 * width):                  # 512, 512, 256
             layers += [nn.Linear(n, n_out), nn.BatchNorm1d(n_out), nn.ReLU()]
             n = n_out
@@ -89,7 +93,7 @@ class Generator1(nn.Module):
         self.apply(init_weights)
 
     def forward(self, y, z):
-        return self.net(torch.cat([F.one_hot(y, self.classes), z], 1))
+        return self.net(torch.cat([F.one_hot(y, self.num_classes).float(), z], 1))
 
 
 class Generator0(nn.Module):
@@ -119,7 +123,9 @@ class Discriminator1(nn.Module):
     def __init__(self, width=16, z_dim=50):
         super().__init__()
         hidden = 32 * width
-        self.trunk = nn.Sequential(     # no BatchNorm: it ruins D in gan_mlp.py, too
+        # no BatchNorm: it ruins an MLP's D, see gan_mlp.py. Without it, N(0, 0.02) would be too
+        # small a start: these weights are torch's own
+        self.trunk = nn.Sequential(
             nn.Linear(16 * width, hidden), nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden), nn.LeakyReLU(0.2))
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
@@ -129,7 +135,7 @@ class Discriminator1(nn.Module):
         return scores.flatten().float()         # the losses are taken in float32, under --amp too
 
     def score_and_noise(self, x):
-        """D's scores (B,) and Q's guess of the noise (B, z_dim). Only fakes come from noise."""
+        """D's scores (B,) and Q's guess of the noise (B, z_dim), for fakes."""
         h = self.trunk(x)
         return self.score(h).flatten().float(), self.Q(h).float()
 
@@ -154,7 +160,14 @@ class Discriminator0(nn.Module):
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
         self.apply(init_weights)
 
-    forward, score_and_noise = Discriminator1.forward, Discriminator1.score_and_noise   # the same
+    def forward(self, x):
+        scores = self.score(self.trunk(x))
+        return scores.flatten().float()         # as in Discriminator1
+
+    def score_and_noise(self, x):
+        """D's scores (B,) and Q's guess of the noise (B, z_dim), for fakes."""
+        h = self.trunk(x)
+        return self.score(h).flatten().float(), self.Q(h).float()
 
 
 # ---- losses ----
@@ -173,7 +186,7 @@ def generator_loss(s_fake):
 def conditional_loss(recovered, condition):
     """How far what E makes of a fake is from the condition that the fake was made for.
 
-    Cross-entropy of logits (B, classes) if the condition is labels (B,); mean squared error if
+    Cross-entropy of logits (B, num_classes) if the condition is labels (B,); mean squared error if
     it is features, both (B, 16 width).
     """
     if condition.ndim == 1:
@@ -182,8 +195,8 @@ def conditional_loss(recovered, condition):
 
 
 # ---- one update of each player ----
-# The same for both stacks: "real" are features h1 for the upper one, images for the lower one; the
-# condition is labels y for the upper one, features h1 for the lower one.
+# The same for both stacks: for G1 and D1 real data are features h1 (B, 16 width) and conditions
+# labels y (B,), for G0 and D0 real data are images (B, C, H, H) and conditions features h1.
 
 def noise(G, n):
     """z ~ N(0, I), (n, z_dim), on G's device."""
@@ -196,14 +209,15 @@ def autocast(device, amp):
 
 
 def train_encoder(E, opt, real, y):
-    """One step of the classifier E on images (B, C, H, H) in [-1, 1] with labels y (B,)."""
+    """One step of E on images (B, C, H, H) in [-1, 1] with labels y (B,). Returns its loss, ()."""
     loss = F.cross_entropy(E(real), y)
     E.zero_grad()
     loss.backward()
     opt.step()
+    return loss.detach()
 
 
-def train_discriminator(G, D, opt, real, condition, *, ent_weight=0.1, amp=False):
+def train_discriminator(G, D, opt, real, condition, *, ent_weight=0.3, amp=False):
     """One step of D and its head Q on real data and on one fake for each of the conditions.
 
     Returns two numbers, (2,): -E log D(x) and -E log(1 - D(G(z))).
@@ -221,9 +235,9 @@ def train_discriminator(G, D, opt, real, condition, *, ent_weight=0.1, amp=False
     return torch.stack([loss_real, loss_fake]).detach()
 
 
-def train_generator(G, D, opt, condition, E, *, adv_weight=1.0, cond_weight=1.0, ent_weight=0.1,
+def train_generator(G, D, opt, condition, E_i, *, adv_weight=1.0, cond_weight=1.0, ent_weight=0.3,
                     amp=False):
-    """One step of G on one fake for each of the conditions; E undoes G (E1 of G1, E0 of G0).
+    """One step of G on one fake for each condition. E_i is what undoes G: E.E1 for G1, E.E0 for G0.
 
     Returns its three losses unweighted, (3,): adversarial, conditional and entropy.
     """
@@ -232,7 +246,7 @@ def train_generator(G, D, opt, condition, E, *, adv_weight=1.0, cond_weight=1.0,
     with autocast(z.device, amp):
         fake = G(condition, z)
         s_fake, z_hat = D.score_and_noise(fake)
-        recovered = E(fake)
+        recovered = E_i(fake)
     adv, ent = generator_loss(s_fake), F.mse_loss(z_hat, z)
     cond = conditional_loss(recovered.float(), condition)
     G.zero_grad()
@@ -278,21 +292,28 @@ def pretrain(E, images, labels, args):
     cache = Path(args.data_dir, "cache", f"encoder_{key.hexdigest()[:16]}.pt")
     with contextlib.suppress(Exception):        # there is none, or it is damaged: train
         E.load_state_dict(torch.load(cache, map_location=images.device, weights_only=True))
+        print(f"encoder: from {cache}; delete that if you changed how E is trained")
         return
     opt = torch.optim.Adam(E.parameters(), lr=1e-3)
     steps = args.encoder_epochs * max(1, len(images) // 128)
-    schedule = torch.optim.lr_scheduler.LinearLR(opt, 1, 0, steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(opt, start_factor=1, end_factor=0,
+                                                 total_iters=steps)
     for epoch in range(args.encoder_epochs):
+        losses = []
         for real, y in batches(images, 128, labels):
-            train_encoder(E, opt, real, y)
+            losses.append(train_encoder(E, opt, real, y))
             schedule.step()
-        print(f"encoder: pass {epoch + 1}/{args.encoder_epochs}", flush=True)
+        print(f"encoder: pass {epoch + 1}/{args.encoder_epochs} "
+              f"loss {torch.stack(losses).mean():.4f}", flush=True)
+    temporary = Path(f"{cache}.{os.getpid()}.tmp")      # of this process, if several start at once
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(E.state_dict(), f"{cache}.tmp")
-        os.replace(f"{cache}.tmp", cache)
+        torch.save(E.state_dict(), temporary)
+        os.replace(temporary, cache)
     except (OSError, RuntimeError) as error:    # RuntimeError: a full disk
         print(f"E is not cached, the next start trains it again: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def train(args, ckpt=None):
@@ -304,40 +325,42 @@ def train(args, ckpt=None):
         fail("--amp: on cuda and cpu only")
     if args.data is None:
         args.data = default_data(args.data_dir)
-    which = dict(classes=args.classes, device=device, image_size=args.image_size,
-                 channels=args.channels)
-    images, labels = load_images(args.data, args.data_dir, **which)
+    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
+                                 image_size=args.image_size, channels=args.channels)
     shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
     if len(images) < 2 or not 8 <= shape[-1] <= 256:
         fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
              "least 2, and an --image-size from 8 to 256")
     if not labels.any():
-        fail(f"--data {args.data}: all images are of one class, and nothing is left to ask G for; "
-             "take a folder with a sub-folder for each class")
-    held_back, held_back_labels = load_images(args.data, args.data_dir, train=False, **which)
+        fail(f"--data {args.data}: all images are of one class, and E has nothing to learn; take a "
+             "folder with a sub-folder for each of at least 2 classes")
+    held, y_held = load_images(args.data, args.data_dir, train=False, classes=args.classes,
+                               image_size=shape[-1], channels=shape[0], device=device)
 
-    classes = int(labels.max()) + 1
+    num_classes = int(labels.max()) + 1
     torch.manual_seed(0)                # E is the same for all seeds
-    E = Encoder(shape, args.width, classes).to(device)
+    E = Encoder(shape, args.width, num_classes).to(device)
     if not ckpt:
         pretrain(E, images, labels, args)
     E.eval().requires_grad_(False)      # it does not move any more
     torch.manual_seed(args.seed)        # so what follows is the same, whether E was cached or not
     layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
-    G1 = Generator1(args.z1_dim, args.width, classes).to(device)
+    G1 = Generator1(args.z1_dim, args.width, num_classes).to(device)
     D1 = Discriminator1(args.width, args.z1_dim).to(device)
     G0 = Generator0(args.z0_dim, shape, args.width).to(device, memory_format=layout)
     D0 = Discriminator0(shape, args.width, args.z0_dim).to(device, memory_format=layout)
     G1_ema, G0_ema = (copy.deepcopy(G).requires_grad_(False) for G in (G1, G0))
     settings = dict(betas=(args.beta1, args.beta2),
                     fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
-    opt_G1, opt_G0 = (torch.optim.Adam(G.parameters(), lr=args.lr, **settings) for G in (G1, G0))
-    opt_D1, opt_D0 = (torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
-                      for D in (D1, D0))
+    # D0, with BatchNorm, is best slower than G0; D1, without, falls behind if it is not the faster
+    opt_D1, opt_G0 = (torch.optim.Adam(net.parameters(), lr=args.lr, **settings)
+                      for net in (D1, G0))
+    opt_G1, opt_D0 = (torch.optim.Adam(net.parameters(), lr=args.lr_d or args.lr, **settings)
+                      for net in (G1, D0))
     nets = {"E": E, "G1": G1, "D1": D1, "G0": G0, "D0": D0, "G1_ema": G1_ema, "G0_ema": G0_ema}
     opts = {"opt_G1": opt_G1, "opt_D1": opt_D1, "opt_G0": opt_G0, "opt_D0": opt_D0}
     # a row a class, the same for all grids, so that they show what changes
-    y_grid = torch.arange(classes, device=device).repeat_interleave(8)
+    y_grid = torch.arange(min(num_classes, 32), device=device).repeat_interleave(8)
     z1, z0 = noise(G1, len(y_grid)), noise(G0, len(y_grid))
     epoch, step, grids = 0, 0, []
     if ckpt:
@@ -347,7 +370,8 @@ def train(args, ckpt=None):
             for name, opt in opts.items():      # their averages; the settings are those of this run
                 opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
         except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: other networks (--width, --z1-dim, image shape, …?)")
+            fail(f"--resume {args.resume}: other networks "
+                 "(--width, --z1-dim, --z0-dim, classes, image shape…?)")
         z1, z0 = ckpt["z1"].to(device), ckpt["z0"].to(device)
         epoch, step, grids = ckpt["epoch"], ckpt["step"], ckpt["grids"]
         if epoch >= args.epochs:
@@ -366,30 +390,30 @@ def train(args, ckpt=None):
     log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
     save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
     with torch.no_grad():
-        guesses = torch.cat([E(part / 127.5 - 1).argmax(1) for part in held_back.split(1000)])
-    right = (guesses == held_back_labels).float().mean()
-    print(f"{args.data}: {len(images):,} images {shape}, {classes} class(es), "
+        guesses = torch.cat([E(part / 127.5 - 1).argmax(1) for part in held.split(1000)])
+    right = (guesses == y_held).float().mean()
+    print(f"{args.data}: {len(images):,} images {shape}, {num_classes} classes, "
           f"{n_batches} batches a pass, on {device}; E is right in {right:.2%} of held-back images")
 
-    adv_cond = dict(adv_weight=args.adv_weight, cond_weight=args.cond_weight)
-    ent = dict(ent_weight=args.ent_weight, amp=args.amp)
+    D_flags = dict(ent_weight=args.ent_weight, amp=args.amp)
+    G_flags = dict(adv_weight=args.adv_weight, cond_weight=args.cond_weight, **D_flags)
     save_every = args.save_every or max(1, round(args.epochs / 40))
     remedy = "try a lower --lr, anew or from the last checkpoint"
     log_D1, log_G1, log_D0, log_G0, logged, since = [], [], [], [], step, time.perf_counter()
     while epoch < args.epochs:
         epoch += 1
-        joint = epoch > args.epochs - args.joint_epochs
+        joint = epoch > args.independent_epochs
         for i, (real, y) in enumerate(batches(images, args.batch_size, labels), 1):
             step += 1
             with torch.no_grad():
                 h1 = E.E0(real)
-            log_D1.append(train_discriminator(G1, D1, opt_D1, h1, y, **ent))
-            log_G1.append(train_generator(G1, D1, opt_G1, y, E.E1, **adv_cond, **ent))
-            if joint:                   # G0 gets what G1 makes in place of E's features
+            log_D1.append(train_discriminator(G1, D1, opt_D1, h1, y, **D_flags))
+            log_G1.append(train_generator(G1, D1, opt_G1, y, E.E1, **G_flags))
+            if joint:                   # no gradient reaches G1: it has its own losses
                 with torch.no_grad():
                     h1 = G1(y, noise(G1, len(y)))
-            log_D0.append(train_discriminator(G0, D0, opt_D0, real, h1, **ent))
-            log_G0.append(train_generator(G0, D0, opt_G0, h1, E.E0, **adv_cond, **ent))
+            log_D0.append(train_discriminator(G0, D0, opt_D0, real, h1, **D_flags))
+            log_G0.append(train_generator(G0, D0, opt_G0, h1, E.E0, **G_flags))
             update_ema(G1_ema, G1, args.ema, step)
             update_ema(G0_ema, G0, args.ema, step)
 
@@ -420,8 +444,8 @@ def train(args, ckpt=None):
             save_grid(images_z, out / grids[-1])
             if writer:
                 writer.add_images("samples", images_z / 2 + 0.5, step)
-            state = {"script": SCRIPT, "shape": shape, "classes": classes, "epoch": epoch,
-                     "step": step, "grids": grids, "z1": z1, "z0": z0,
+            state = {"script": SCRIPT, "shape": shape, "num_classes": num_classes,
+                     "epoch": epoch, "step": step, "grids": grids, "z1": z1, "z0": z0,
                      "args": {name: v for name, v in vars(args).items() if name not in THIS_RUN},
                      **{name: part.state_dict() for name, part in {**nets, **opts}.items()},
                      "rng": torch.get_rng_state(),
@@ -439,25 +463,27 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    All classes in turn, a row each, or args.label only; with --vary just one of z1 and z0 differs
-    from image to image. The name of a single PNG begins with its class.
+    As many of each class, in a grid a whole row or more, or args.label only; with --vary just one
+    of z1 and z0 differs from image to image. The name of a single PNG begins with its class.
     """
     from common import save_grid
     device, out = pick_device(args.device), Path(args.out)
     try:
-        width, classes = ckpt["args"]["width"], ckpt["classes"]
-        G1 = Generator1(ckpt["args"]["z1_dim"], width, classes)
+        width, num_classes = ckpt["args"]["width"], ckpt["num_classes"]
+        G1 = Generator1(ckpt["args"]["z1_dim"], width, num_classes)
         G0 = Generator0(ckpt["args"]["z0_dim"], ckpt["shape"], width)
         G1.load_state_dict(ckpt["G1_ema"])
         G0.load_state_dict(ckpt["G0_ema"])
     except (KeyError, RuntimeError):
         fail(f"--sample {args.sample}: is of another Generator than those of this file")
-    num = args.num or 8 * classes
-    columns = math.ceil(num / classes)
-    y = torch.arange(num) // columns
+    grid, num = out.suffix.lower() == ".png", args.num or 8 * num_classes
+    columns = math.ceil(num / num_classes)
+    if grid and args.label is None:
+        num = num_classes * columns     # whole rows
+    y = torch.arange(num) * num_classes // num
     if args.label is not None:
-        if args.label >= classes:
-            fail(f"--label {args.label}: the classes of this G are 0 to {classes - 1}")
+        if args.label >= num_classes:
+            fail(f"--label {args.label}: the classes of this G are 0 to {num_classes - 1}")
         columns, y = 8, torch.full((num,), args.label)
     # drawn while G is on the CPU, so that a seed means the same images on every device
     torch.manual_seed(args.seed)
@@ -469,7 +495,7 @@ def sample_checkpoint(args, ckpt):
     G1.to(device), G0.to(device)
     parts = zip(*(v.to(device).split(500) for v in (y, z1, z0)))
     images = torch.cat([sample(G1, G0, *part).cpu() for part in parts])
-    if out.suffix.lower() == ".png":
+    if grid:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_grid(images, out, columns)
     else:
@@ -579,8 +605,8 @@ def get_args(argv=None):
     arg = parser.add_argument_group("training").add_argument
     arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
     arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
-    arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
+    arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G0 and D1")
+    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="of D0 and G1; 0: as --lr")
     arg("--beta1", type=fraction, default=0.0, help="of Adam")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z1-dim", type=between(int, 1, 10**5), default=50, help="numbers in z1, of G1")
@@ -589,11 +615,11 @@ def get_args(argv=None):
     arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
     arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
     arg("--encoder-epochs", type=positive, default=4, help="passes over the data by E, at first")
-    arg("--joint-epochs", type=between(int, 0, 10**9), default=5,
-        help="the last so many of --epochs feed G0 from G1")
+    arg("--independent-epochs", type=between(int, 0, 10**9), default=5,
+        help="passes with E's features for G0, before the joint ones with G1's")
     arg("--adv-weight", type=between(float, 0, 1e6), default=1.0, help="of the adversarial losses")
     arg("--cond-weight", type=between(float, 0, 1e6), default=1.0, help="of the conditional losses")
-    arg("--ent-weight", type=between(float, 0, 1e6), default=0.1, help="of the entropy losses")
+    arg("--ent-weight", type=between(float, 0, 1e6), default=0.3, help="of the entropy losses")
     arg = parser.add_argument_group("output").add_argument
     arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
     arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")

@@ -39,7 +39,7 @@ SCRIPTS = {  # name: flags that make its networks tiny and let G move in every s
     "wgan_clip": [*TINY, "--n-critic", "1"],
     "wgan_gp": [*TINY, "--n-critic", "1"],
     "infogan": TINY,
-    "stackedgan": "--width 4 --z1-dim 4 --z0-dim 4 --encoder-epochs 1 --joint-epochs 1".split(),
+    "stackedgan": "--width 4 --z1-dim 4 --z0-dim 4 --encoder-epochs 1 --independent-epochs 2".split(),
 }
 with warnings.catch_warnings():  # a mark of ours, without a configuration file to register it in
     warnings.simplefilter("ignore")
@@ -1775,7 +1775,7 @@ def test_infogan_sample_sweeps(run_infogan):
     [
         (["--category", 3, "--code", 0.5, -1], [3] * 6, (0.5, -1)),
         (["--category", 0], [0] * 6, None),
-        (["--code", 0.25], [0, 1, 2, 3, 4, 5], (0.25,)),
+        (["--code", 0.25], [0, 1, 3, 5, 6, 8], (0.25,)),  # spread evenly
     ],
 )
 def test_infogan_sample_of_one_setting(
@@ -1825,6 +1825,14 @@ def test_infogan_other_codes(run_infogan, flags):
     run_infogan("--resume", out / "ckpt.pt", "--epochs", 2)
     run_infogan("--sample", out / "ckpt.pt")
     assert len(list(out.glob("sample_code*"))) == (0 if "--num-codes" in flags else 2)
+
+
+def test_infogan_resume_with_other_codes(run_infogan, capsys):
+    """Networks of the same sizes, but codes of another meaning."""
+    ckpt = run_infogan("--epochs", 1, "--categories", 4, 2) / "ckpt.pt"
+    for flags in (["--categories", 2, 4], ["--categories", 4, 3, "--num-codes", 1]):
+        error = refused(capsys, run_infogan, "--resume", ckpt, "--epochs", 2, *flags)
+        assert "--categories, --num-codes" in error
 
 
 def test_infogan_log_row_by_hand(run_infogan, monkeypatch):
@@ -1880,6 +1888,319 @@ def test_infogan_networks_of_the_paper():
     assert {m.negative_slope for m in kinds(D, nn.LeakyReLU)} == {0.1}
     assert len(kinds(D.trunk, nn.BatchNorm1d, nn.BatchNorm2d)) == 2 and kinds(D.Q, nn.BatchNorm1d)
     assert len(kinds(G, nn.BatchNorm1d, nn.BatchNorm2d)) == 3
+
+
+# ---- stackedgan.py ----
+
+stackedgan = importlib.import_module("stackedgan")
+
+
+@pytest.fixture
+def run_stackedgan(folder, tmp_path):
+    return runner(stackedgan, folder, tmp_path)
+
+
+def stacked_networks(side=8):
+    """Small networks of both stacks: {1: (G1, D1, E1), 0: (G0, D0, E0)}, the data and conditions."""
+    torch.manual_seed(0)
+    E = stackedgan.Encoder((1, side, side), 4, 3).eval()
+    upper = stackedgan.Generator1(5, 4, 3), stackedgan.Discriminator1(4, 5), E.E1
+    lower = stackedgan.Generator0(6, (1, side, side), 4), stackedgan.Discriminator0(
+        (1, side, side), 4, 6
+    )
+    real, y = torch.rand(9, 1, side, side) * 2 - 1, torch.arange(9) % 3
+    h1 = E.E0(real).detach()
+    return E, {1: (*upper, h1, y), 0: (*lower, E.E0, real, h1)}
+
+
+def test_stackedgan_conditional_loss():
+    """Cross-entropy of raw logits for labels, mean squared error for features."""
+    y = torch.tensor([2, 0])
+    assert stackedgan.conditional_loss(1000 * one_hot(2, 0, k=3), y) == 0
+    loss = stackedgan.conditional_loss(torch.full((2, 3), 7.0), y)
+    assert loss.item() == pytest.approx(math.log(3))
+    a, b = torch.randn(2, 4, 5)
+    torch.testing.assert_close(stackedgan.conditional_loss(a, b), (a - b).square().mean())
+
+
+@pytest.mark.parametrize("stack", (1, 0))
+def test_stackedgan_D_step_by_hand(stack):
+    _, stacks = stacked_networks()
+    G, D, _, real, condition = stacks[stack]
+    torch.manual_seed(1)
+    z = stackedgan.noise(G, 9)
+    fake = G(condition, z).detach()
+    s_real = D(real)
+    s_fake, z_hat = D.score_and_noise(fake)
+    cross_entropy = F.binary_cross_entropy_with_logits
+    losses = cross_entropy(s_real, torch.ones(9)), cross_entropy(s_fake, torch.zeros(9))
+    want = torch.autograd.grad(sum(losses) + 0.7 * F.mse_loss(z_hat, z), D.parameters())
+    torch.manual_seed(1)
+    opt = torch.optim.Adam(D.parameters())
+    stats = stackedgan.train_discriminator(G, D, opt, real, condition, ent_weight=0.7)
+    torch.testing.assert_close(stats, torch.stack(losses).detach())
+    for p, g in zip(D.parameters(), want):
+        torch.testing.assert_close(p.grad, g, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stack", (1, 0))
+def test_stackedgan_G_step_by_hand(stack):
+    encoder, stacks = stacked_networks()
+    G, D, E, _, condition = stacks[stack]
+    e, d = copy_of(encoder), copy_of(D)
+    torch.manual_seed(1)
+    z = stackedgan.noise(G, 9)
+    fake = G(condition, z)
+    s_fake, z_hat = D.score_and_noise(fake)
+    adversarial = F.binary_cross_entropy_with_logits(s_fake, torch.ones(9))
+    if stack == 1:
+        conditional = F.cross_entropy(encoder.E1(fake), condition)
+    else:
+        conditional = (encoder.E0(fake) - condition).square().mean()
+    entropy = (z_hat - z).square().mean()
+    want = torch.autograd.grad(
+        0.9 * adversarial + 0.8 * conditional + 0.7 * entropy, G.parameters()
+    )
+    torch.manual_seed(1)
+    opt, weights = torch.optim.Adam(G.parameters()), {"adv_weight": 0.9, "cond_weight": 0.8}
+    stats = stackedgan.train_generator(G, D, opt, condition, E, **weights, ent_weight=0.7)
+    torch.testing.assert_close(stats, torch.stack([adversarial, conditional, entropy]).detach())
+    for p, g in zip(G.parameters(), want):
+        torch.testing.assert_close(p.grad, g, atol=1e-5, rtol=1e-4)
+    assert same(encoder, e) and same(D, d)
+
+
+@pytest.mark.parametrize("stack", (1, 0))
+def test_stackedgan_Q_is_not_asked_about_real_data(stack):
+    """Real data come from no noise: whatever they are, Q's gradient is the same."""
+    _, stacks = stacked_networks()
+    G, D, _, real, condition = stacks[stack]
+    gradients = []
+    for data in (real, real.flip(0) * 0.3):
+        torch.manual_seed(1)
+        opt = torch.optim.SGD(D.parameters(), lr=0)
+        stackedgan.train_discriminator(G, D, opt, data, condition)
+        gradients.append((D.Q.weight.grad.clone(), D.score.weight.grad.clone()))
+    assert gradients[0][0].any() and torch.equal(gradients[0][0], gradients[1][0])
+    assert not torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_stackedgan_encoder_is_frozen(run_stackedgan, tmp_path):
+    """Bit-identical from the cache through both phases, and in a resumed run."""
+    out = run_stackedgan("--epochs", 3, "--keep", "--lr", 0.1, "--amp")
+    run_stackedgan("--resume", out / "ckpt.pt", "--epochs", 4, "--encoder-epochs", 9)
+    (cache,) = (tmp_path / "data/cache").glob("encoder_*.pt")
+    for name in ("ckpt_0001.pt", "ckpt_0003.pt", "ckpt.pt"):
+        assert_same(load(out / name)["E"], load(cache))
+
+
+def test_stackedgan_encoder_is_cached(run_stackedgan, folder, tmp_path, monkeypatch, capsys):
+    """And nothing that follows depends on whether it was."""
+    run_stackedgan("--out", tmp_path / "a")
+    caches = list((tmp_path / "data/cache").glob("encoder_*.pt"))
+    trained, step = [], stackedgan.train_encoder
+    monkeypatch.setattr(
+        stackedgan, "train_encoder", lambda *args: trained.append(1) or step(*args)
+    )
+    run_stackedgan("--out", tmp_path / "b")
+    assert not trained
+    caches[0].write_bytes(b"damaged")
+    run_stackedgan("--out", tmp_path / "c")
+    assert trained
+    a, b, c = (load(tmp_path / name / "ckpt.pt") for name in "abc")
+    assert_same(a, b)
+    assert_same(a, c)
+    for flags in (["--encoder-epochs", 2], ["--width", 5], ["--classes", "dog", "cat"]):
+        trained.clear()
+        run_stackedgan("--out", tmp_path / flags[0], *flags)
+        assert trained  # another E, or other labels
+    run_stackedgan("--seed", 7, "--out", tmp_path / "d")
+    assert_same(load(tmp_path / "d/ckpt.pt")["E"], a["E"])
+    (tmp_path / "file").write_text("")
+    run_stackedgan("--out", tmp_path / "e", "--data-dir", tmp_path / "file")
+    assert "not cached" in capsys.readouterr().err
+
+
+def test_stackedgan_encoder_learns(monkeypatch, tmp_path):
+    images, labels, _, _ = common.strokes(2500)
+    E = stackedgan.Encoder(width=4)
+    args = types.SimpleNamespace(encoder_epochs=4, data_dir=str(tmp_path))
+    stackedgan.pretrain(E, images[:2000], labels[:2000], args)
+    with torch.no_grad():
+        right = E.eval()(images[2000:] / 127.5 - 1).argmax(1) == labels[2000:]
+    assert right.float().mean() > 0.9
+
+
+def test_stackedgan_phases(run_stackedgan, monkeypatch):
+    """G0 gets E's features of the batch at first, what G1 makes of its labels in the joint passes."""
+    seen, step = [], stackedgan.train_discriminator
+
+    def record(G, D, opt, real, condition, **kwargs):
+        seen.append((real, condition))
+        return step(G, D, opt, real, condition, **kwargs)
+
+    monkeypatch.setattr(stackedgan, "train_discriminator", record)
+    made, G1 = [], stackedgan.Generator1.forward
+
+    def forward(self, y, z):
+        h1 = G1(self, y, z)
+        made.append((y, h1))
+        return h1
+
+    monkeypatch.setattr(stackedgan.Generator1, "forward", forward)
+    out = run_stackedgan("--epochs", 3)
+    E = stackedgan.Encoder((1, 8, 8), 4, 2).eval()
+    E.load_state_dict(load(out / "ckpt.pt")["E"])
+    upper, lower = seen[::2], seen[1::2]
+    assert len(upper) == len(lower) == 12
+    for i, ((h1, y), (real, condition)) in enumerate(zip(upper, lower)):
+        torch.testing.assert_close(h1, E.E0(real).detach())
+        assert y.shape == (8,) and not condition.requires_grad
+        assert torch.equal(condition, h1) == (i < 8)
+        if i >= 8:
+            assert any(torch.equal(condition, h) and torch.equal(y, labels) for labels, h in made)
+
+
+def test_stackedgan_without_classes(run_stackedgan, folder, tmp_path, capsys):
+    words = "all images are of one class"
+    assert words in refused(capsys, run_stackedgan, "--data", folder / "cat")
+    assert words in refused(capsys, run_stackedgan, "--classes", "dog")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stackedgan_folder_of_mixed_sizes(run_stackedgan, tmp_path):
+    """The held-back images get the shape of the others, whatever theirs would be."""
+    for name in ("a", "b"):
+        write_images(tmp_path / "mixed" / name, 10, size=(12, 12))
+        for i, path in enumerate(sorted((tmp_path / "mixed" / name).iterdir())):
+            if i < 5:
+                write_images(tmp_path / "rgb", 1, "RGB", (9, 9))
+                shutil.copy(tmp_path / "rgb/000.png", path)
+    run_stackedgan("--data", tmp_path / "mixed", "--epochs", 1)
+
+
+def test_grids_have_whole_rows(run_infogan, run_stackedgan, tmp_path):
+    for run, rows in ((run_infogan, 10), (run_stackedgan, 2)):
+        out = run("--epochs", 1, "--out", tmp_path / str(rows)) and tmp_path / str(rows)
+        run("--sample", out / "ckpt.pt", "--num", 11, "--out", out / "a.png")
+        columns = math.ceil(11 / rows)
+        assert Image.open(out / "a.png").size == (10 * columns + 2, 10 * rows + 2)
+        run("--sample", out / "ckpt.pt", "--num", 11, "--out", out / "many")
+        names = sorted(p.name for p in (out / "many").iterdir())
+        assert len(names) == 11 and {name[0] for name in names} == set("0123456789"[:rows])
+
+
+def test_stackedgan_training_grid(run_stackedgan, tmp_path):
+    """A row a class, 8 of each, of the averages."""
+    out = run_stackedgan("--epochs", 1)
+    ckpt = load(out / "ckpt.pt")
+    G1, G0 = stackedgan.Generator1(4, 4, 2), stackedgan.Generator0(4, (1, 8, 8), 4)
+    G1.load_state_dict(ckpt["G1_ema"])
+    G0.load_state_dict(ckpt["G0_ema"])
+    y = torch.tensor([0] * 8 + [1] * 8)
+    common.save_grid(stackedgan.sample(G1, G0, y, ckpt["z1"], ckpt["z0"]), tmp_path / "want.png")
+    assert (tmp_path / "want.png").read_bytes() == (out / "samples/0001.png").read_bytes()
+    for name in ("G1", "G0"):
+        raw, average = (ckpt[key]["net.0.weight"] for key in (name, f"{name}_ema"))
+        assert not torch.equal(raw, average)
+
+
+@pytest.mark.parametrize(
+    "flags, labels, fixed",
+    [
+        ([], [0] * 3 + [1] * 3, None),
+        (["--label", 1], [1] * 6, None),
+        (["--vary", "z1"], [0] * 3 + [1] * 3, "z0"),
+        (["--vary", "z0", "--label", 0], [0] * 6, "z1"),
+    ],
+)
+def test_stackedgan_sample(run_stackedgan, tmp_path, monkeypatch, flags, labels, fixed):
+    out = run_stackedgan("--epochs", 1)
+    seen, sample = [], stackedgan.sample
+    monkeypatch.setattr(
+        stackedgan, "sample", lambda *args: seen.append(args[2:]) or sample(*args)
+    )
+    run_stackedgan("--sample", out / "ckpt.pt", *flags, "--num", 6, "--out", tmp_path / "six")
+    ((y, z1, z0),) = seen
+    assert y.tolist() == labels
+    for name, z in (("z1", z1), ("z0", z0)):
+        assert len(z.unique(dim=0)) == (1 if name == fixed else 6)
+    names = sorted(p.name for p in (tmp_path / "six").iterdir())
+    assert names == [f"{k}_{i:05}.png" for i, k in enumerate(labels)]
+
+
+def test_stackedgan_bad_settings(run_stackedgan, capsys):
+    ckpt = run_stackedgan("--epochs", 1) / "ckpt.pt"
+    assert "classes of this G are 0 to 1" in refused(
+        capsys, run_stackedgan, "--sample", ckpt, "--label", 2
+    )
+    assert "--vary" in refused(capsys, run_stackedgan, "--sample", ckpt, "--vary", "z2")
+    assert "only with --sample" in refused(capsys, run_stackedgan, "--label", 0)
+    assert "only with --sample" in refused(capsys, run_stackedgan, "--vary", "z1")
+
+
+def test_stackedgan_log_row_by_hand(run_stackedgan, monkeypatch):
+    numbers = iter(range(1, 100))  # four updates a step: 1 2 3 4, then 5 6 7 8, and so on
+    D_base, G_base = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4, 0.5])
+    monkeypatch.setattr(
+        stackedgan, "train_discriminator", lambda *a, **k: D_base * next(numbers)
+    )
+    monkeypatch.setattr(stackedgan, "train_generator", lambda *a, **k: G_base * next(numbers))
+    out = run_stackedgan("--log-every", 1e9)
+    header, first, _ = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
+    names = ["loss_real1", "loss_fake1", "adv1", "cond1", "ent1"]
+    names += ["loss_real0", "loss_fake0", "adv0", "cond0", "ent0"]
+    assert header == ["epoch", "step", *names, "images/s"]
+    want = [0.7, 1.4, 2.4, 3.2, 4.0, 0.9, 1.8, 3.0, 4.0, 5.0]  # means over 7, 8, 9 and 10
+    assert [float(v) for v in first[2:-1]] == pytest.approx(want, rel=1e-4)
+
+
+def test_stackedgan_every_flag_arrives(run_stackedgan, tmp_path, monkeypatch):
+    got = {}
+    for name in ("train_discriminator", "train_generator", "update_ema"):
+
+        def f(*args, name=name, original=getattr(stackedgan, name), **kwargs):
+            stack = 1 if isinstance(args[1 if name == "update_ema" else 0], upper) else 0
+            got[name, stack] = args, kwargs
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(stackedgan, name, f)
+    upper = stackedgan.Generator1
+    flags = ["--lr", 0.01, "--lr-d", 0.02, "--beta1", 0.3, "--beta2", 0.7, "--ema", 0.5, "--amp"]
+    weights = ["--adv-weight", 0.9, "--cond-weight", 0.8, "--ent-weight", 0.7]
+    run_stackedgan(*flags, *weights, "--z1-dim", 3, "--z0-dim", 6)
+    rates = {("D", 1): 0.01, ("G", 1): 0.02, ("D", 0): 0.02, ("G", 0): 0.01}
+    for stack in (1, 0):
+        D_args, D_flags = got["train_discriminator", stack]
+        G_args, G_flags = got["train_generator", stack]
+        assert D_flags == {"ent_weight": 0.7, "amp": True}
+        assert G_flags == {"adv_weight": 0.9, "cond_weight": 0.8, **D_flags}
+        assert got["update_ema", stack][0][2:] == (0.5, 8)
+        assert G_args[0].z_dim == D_args[1].Q.out_features == {1: 3, 0: 6}[stack]
+        for player, opt in (("D", D_args[2]), ("G", G_args[2])):
+            group = opt.param_groups[0]
+            assert (group["lr"], tuple(group["betas"])) == (rates[player, stack], (0.3, 0.7))
+    run_stackedgan("--lr", 0.01, "--lr-d", 0, "--out", tmp_path / "other")
+    for stack in (1, 0):
+        assert got["train_generator", stack][0][2].param_groups[0]["lr"] == 0.01
+
+
+def test_stackedgan_networks():
+    """Sizes at the default width, and for other images."""
+    E, G1 = stackedgan.Encoder(), stackedgan.Generator1()
+
+    def sizes(net):
+        return [tuple(m.weight.shape) for m in kinds(net, nn.Linear, nn.Conv2d)]
+
+    assert sizes(E) == [(16, 1, 3, 3), (32, 16, 3, 3), (256, 32 * 7 * 7), (10, 256)]
+    assert len(kinds(E, nn.MaxPool2d)) == 2
+    assert sizes(G1) == [(512, 60), (512, 512), (256, 512)]
+    assert G1(torch.tensor([3, 4]), torch.randn(2, 50)).min() >= 0
+    assert E.E0(torch.randn(4, 1, 28, 28)).min() >= 0
+    assert not kinds(stackedgan.Discriminator1(), nn.modules.batchnorm._BatchNorm)
+    for side in (8, 9, 50):
+        E = stackedgan.Encoder((3, side, side), 4, 5)
+        assert E(torch.randn(2, 3, side, side)).shape == (2, 5)
 
 
 # ---- common.py: pictures and batches ----
