@@ -332,7 +332,11 @@ def test_amp(script):
     G, D, opt_G, opt_D = networks(script)
     stats = step_D(script, G, D, opt_D, torch.rand(8, 1, 8, 8), amp=True)
     loss = step_G(script, G, D, opt_G, 8, amp=True)
-    assert stats.dtype == loss.dtype == torch.float32 and stats.isfinite().all() and loss.isfinite().all()
+    assert (
+        stats.dtype == loss.dtype == torch.float32
+        and stats.isfinite().all()
+        and loss.isfinite().all()
+    )
 
 
 def test_noise(script):
@@ -1765,7 +1769,8 @@ def test_infogan_sample_sweeps(run_infogan):
     out = run_infogan("--epochs", 1, "--num-codes", 3)
     run_infogan("--sample", out / "ckpt.pt")
     assert sorted(p.name for p in out.glob("sample*.png")) == [
-        "sample.png", *(f"sample_code{j}.png" for j in (1, 2, 3))
+        "sample.png",
+        *(f"sample_code{j}.png" for j in (1, 2, 3)),
     ]
     assert Image.open(out / "sample_code2.png").size == (9 * 10 + 2, 10 * 10 + 2)
 
@@ -1999,9 +2004,7 @@ def test_stackedgan_encoder_is_cached(run_stackedgan, folder, tmp_path, monkeypa
     run_stackedgan("--out", tmp_path / "a")
     caches = list((tmp_path / "data/cache").glob("encoder_*.pt"))
     trained, step = [], stackedgan.train_encoder
-    monkeypatch.setattr(
-        stackedgan, "train_encoder", lambda *args: trained.append(1) or step(*args)
-    )
+    monkeypatch.setattr(stackedgan, "train_encoder", lambda *args: trained.append(1) or step(*args))
     run_stackedgan("--out", tmp_path / "b")
     assert not trained
     caches[0].write_bytes(b"damaged")
@@ -2117,9 +2120,7 @@ def test_stackedgan_training_grid(run_stackedgan, tmp_path):
 def test_stackedgan_sample(run_stackedgan, tmp_path, monkeypatch, flags, labels, fixed):
     out = run_stackedgan("--epochs", 1)
     seen, sample = [], stackedgan.sample
-    monkeypatch.setattr(
-        stackedgan, "sample", lambda *args: seen.append(args[2:]) or sample(*args)
-    )
+    monkeypatch.setattr(stackedgan, "sample", lambda *args: seen.append(args[2:]) or sample(*args))
     run_stackedgan("--sample", out / "ckpt.pt", *flags, "--num", 6, "--out", tmp_path / "six")
     ((y, z1, z0),) = seen
     assert y.tolist() == labels
@@ -2142,9 +2143,7 @@ def test_stackedgan_bad_settings(run_stackedgan, capsys):
 def test_stackedgan_log_row_by_hand(run_stackedgan, monkeypatch):
     numbers = iter(range(1, 100))  # four updates a step: 1 2 3 4, then 5 6 7 8, and so on
     D_base, G_base = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4, 0.5])
-    monkeypatch.setattr(
-        stackedgan, "train_discriminator", lambda *a, **k: D_base * next(numbers)
-    )
+    monkeypatch.setattr(stackedgan, "train_discriminator", lambda *a, **k: D_base * next(numbers))
     monkeypatch.setattr(stackedgan, "train_generator", lambda *a, **k: G_base * next(numbers))
     out = run_stackedgan("--log-every", 1e9)
     header, first, _ = [r.split(",") for r in (out / "log.csv").read_text().splitlines()]
@@ -2663,7 +2662,7 @@ def test_readme_commands(folder, tmp_path, monkeypatch):
             continue
         script = importlib.import_module(name.removesuffix(".py"))
         if "--sample" in flags:
-            flags += ["--num", "4"]
+            flags += ["--num", "4", *(["--label", "1"] if "--label" in flags else [])]
         elif "--resume" in flags:
             flags += ["--epochs", "2"]
         elif "--help" not in flags:
