@@ -32,7 +32,10 @@ A healthy run: L_I goes near its ceiling H(c) and code_rmse from chance, 0.58, t
 slowly gets ahead, as in dcgan.py. That codes can be read off says nothing of what they mean: look
 at the grids in samples/, a row a category, and to the right of that, for each number, what it does.
 
-IG_MEASURED
+Measured on MNIST (see README): cFID 16 to 18 for three seeds after 11 passes, 9 minutes on 2 CPU
+cores. Q's category, matched to digits, errs on 20.2, 11.8 and 9.9 % of the test images: in each run
+one or two pairs of digits that look alike (3 and 8, 4 and 9, 7 and 9) share their categories. In
+the paper it errs on 5 %.
 
     python infogan.py                                   # MNIST, 11 passes, into out/infogan
     python infogan.py --sample out/infogan/ckpt.pt      # a row a category; what each number does
