@@ -35,8 +35,8 @@ at the grids in samples/, a row a category, and to the right of that, for each n
 Measured on MNIST (see README): cFID 16 to 18 for three seeds after 11 passes, 9 minutes on 2 CPU
 cores. Q's category, matched to digits, errs on 20.2, 11.8 and 9.9 % of the test images: in each run
 one or two pairs of digits that look alike (3 and 8, 4 and 9, 7 and 9) share their categories. In
-the paper it errs on 5 %. On --data strokes, 30 passes, it errs on 0.2 %, and the two numbers are the
-width of the pen and the slant.
+the paper it errs on 5 %. On --data strokes, after 30 passes, it errs on 0.2 %, and the two numbers
+are the width of the pen and the slant.
 
     python infogan.py                                   # MNIST, 11 passes, into out/infogan
     python infogan.py --sample out/infogan/ckpt.pt      # a row a category; what each number does
