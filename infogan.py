@@ -302,7 +302,8 @@ def train(args, ckpt=None):
     D = Discriminator(shape, args.width, sum(args.categories) + args.num_codes)
     D.to(device, memory_format=layout)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    settings = dict(betas=(args.beta1, args.beta2),
+    graph = args.graph and device.type == "cuda"
+    settings = dict(betas=(args.beta1, args.beta2), capturable=graph,
                     fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
     opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **settings)
     opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
@@ -344,6 +345,10 @@ def train(args, ckpt=None):
     H_c = sum(map(math.log, args.categories))           # the ceiling of L_I
     chance = math.sqrt(1 / 3) if args.num_codes else 0  # code_rmse of a Q that always guesses 0
     weights = dict(cat_weight=args.cat_weight, code_weight=args.code_weight, amp=args.amp)
+    n = min(args.batch_size, len(images))
+    update_D = captured(lambda real, y: train_discriminator(
+        G, D, opt_D, real, labels=y if args.supervised else None, **weights), graph)
+    update_G = captured(lambda: train_generator(G, D, opt_G, n, **weights), graph)
     save_every = args.save_every or max(1, round(args.epochs / 40))
     remedy = "try a lower --lr, anew or from the last checkpoint"
     log_D, log_G, logged, since = [], [], step, time.perf_counter()
@@ -351,9 +356,8 @@ def train(args, ckpt=None):
         epoch += 1
         for i, (real, y) in enumerate(batches(images, args.batch_size, labels), 1):
             step += 1
-            log_D.append(train_discriminator(G, D, opt_D, real, **weights,
-                                             labels=y if args.supervised else None))
-            log_G.append(train_generator(G, D, opt_G, len(real), **weights))
+            log_D.append(update_D(real, y))
+            log_G.append(update_G())
             update_ema(G_ema, G, args.ema, step)
 
             if i == n_batches or time.perf_counter() > since + args.log_every:
@@ -519,6 +523,38 @@ def pick_device(name):
     return torch.device(name)
 
 
+def captured(update, graph=True):
+    """On a GPU, update (a function of tensors) as one CUDA graph: one launch for its hundreds.
+
+    Three calls run as they are, the fourth is recorded, and from then on that is replayed. Its
+    kernels come back, with new random numbers, but no Python: shapes and settings stay what they
+    were. If not `graph`, `update` itself.
+    """
+    if not graph:
+        return update
+    recording, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    calls, inputs, result = 0, (), None
+
+    def call(*tensors):
+        nonlocal calls, inputs, result
+        calls += 1
+        if calls <= 3:                  # before it records, CUDA wants this on a stream of its own
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                value = update(*tensors)
+            torch.cuda.current_stream().wait_stream(side)
+            return value
+        if calls == 4:
+            inputs = [tensor.clone() for tensor in tensors]
+            with torch.cuda.graph(recording):           # nothing is computed here
+                result = update(*inputs)
+        for recorded, tensor in zip(inputs, tensors):
+            recorded.copy_(tensor)
+        recording.replay()
+        return result.clone()           # the next replay will write over it
+    return call
+
+
 def fail(message):
     """End on an error that the user can mend: one line, and exit code 2 as argparse has it."""
     print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
@@ -582,6 +618,7 @@ def get_args(argv=None):
     arg = parser.add_argument_group("machine").add_argument
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
     arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
+    arg("--graph", action=switch, default=True, help="on cuda: record the updates, see captured()")
     group = parser.add_argument_group("modes")
     group.add_argument("--num", type=between(int, 1, 10**6),
                        help="images to --sample; not given: 8 of each category")

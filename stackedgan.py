@@ -366,7 +366,8 @@ def train(args, ckpt=None):
     G0 = Generator0(args.z0_dim, shape, args.width).to(device, memory_format=layout)
     D0 = Discriminator0(shape, args.width, args.z0_dim).to(device, memory_format=layout)
     G1_ema, G0_ema = (copy.deepcopy(G).requires_grad_(False) for G in (G1, G0))
-    settings = dict(betas=(args.beta1, args.beta2),
+    graph = args.graph and device.type == "cuda"
+    settings = dict(betas=(args.beta1, args.beta2), capturable=graph,
                     fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
     # D0, with BatchNorm, is best slower than G0; D1, without, falls behind if it is not the faster
     opt_D1, opt_G0 = (torch.optim.Adam(net.parameters(), lr=args.lr, **settings)
@@ -413,6 +414,12 @@ def train(args, ckpt=None):
 
     D_flags = dict(ent_weight=args.ent_weight, amp=args.amp)
     G_flags = dict(adv_weight=args.adv_weight, cond_weight=args.cond_weight, **D_flags)
+    update_D1 = captured(lambda h1, y: train_discriminator(
+        G1, D1, opt_D1, h1, y, **D_flags), graph)
+    update_G1 = captured(lambda y: train_generator(G1, D1, opt_G1, y, E.E1, **G_flags), graph)
+    update_D0 = captured(lambda x, h1: train_discriminator(
+        G0, D0, opt_D0, x, h1, **D_flags), graph)
+    update_G0 = captured(lambda h1: train_generator(G0, D0, opt_G0, h1, E.E0, **G_flags), graph)
     save_every = args.save_every or max(1, round(args.epochs / 40))
     remedy = "try a lower --lr, anew or from the last checkpoint"
     log_D1, log_G1, log_D0, log_G0, logged, since = [], [], [], [], step, time.perf_counter()
@@ -423,13 +430,13 @@ def train(args, ckpt=None):
             step += 1
             with torch.no_grad():
                 h1 = E.E0(real)
-            log_D1.append(train_discriminator(G1, D1, opt_D1, h1, y, **D_flags))
-            log_G1.append(train_generator(G1, D1, opt_G1, y, E.E1, **G_flags))
+            log_D1.append(update_D1(h1, y))
+            log_G1.append(update_G1(y))
             if joint:                   # no gradient reaches G1: it has its own losses
                 with torch.no_grad():
                     h1 = G1(y, noise(G1, len(y)))
-            log_D0.append(train_discriminator(G0, D0, opt_D0, real, h1, **D_flags))
-            log_G0.append(train_generator(G0, D0, opt_G0, h1, E.E0, **G_flags))
+            log_D0.append(update_D0(real, h1))
+            log_G0.append(update_G0(h1))
             update_ema(G1_ema, G1, args.ema, step)
             update_ema(G0_ema, G0, args.ema, step)
 
@@ -581,6 +588,38 @@ def pick_device(name):
     return torch.device(name)
 
 
+def captured(update, graph=True):
+    """On a GPU, update (a function of tensors) as one CUDA graph: one launch for its hundreds.
+
+    Three calls run as they are, the fourth is recorded, and from then on that is replayed. Its
+    kernels come back, with new random numbers, but no Python: shapes and settings stay what they
+    were. If not `graph`, `update` itself.
+    """
+    if not graph:
+        return update
+    recording, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    calls, inputs, result = 0, (), None
+
+    def call(*tensors):
+        nonlocal calls, inputs, result
+        calls += 1
+        if calls <= 3:                  # before it records, CUDA wants this on a stream of its own
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                value = update(*tensors)
+            torch.cuda.current_stream().wait_stream(side)
+            return value
+        if calls == 4:
+            inputs = [tensor.clone() for tensor in tensors]
+            with torch.cuda.graph(recording):           # nothing is computed here
+                result = update(*inputs)
+        for recorded, tensor in zip(inputs, tensors):
+            recorded.copy_(tensor)
+        recording.replay()
+        return result.clone()           # the next replay will write over it
+    return call
+
+
 def fail(message):
     """End on an error that the user can mend: one line, and exit code 2 as argparse has it."""
     print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
@@ -645,6 +684,7 @@ def get_args(argv=None):
     arg = parser.add_argument_group("machine").add_argument
     arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
     arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
+    arg("--graph", action=switch, default=True, help="on cuda: record the updates, see captured()")
     group = parser.add_argument_group("modes")
     group.add_argument("--num", type=between(int, 1, 10**6),
                        help="images to --sample; not given: 8 of each class")

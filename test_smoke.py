@@ -3,6 +3,8 @@
 A script joins by its name in SCRIPTS; tests of one method alone stand in a section of its own.
 """
 
+import contextlib
+import copy
 import gzip
 import importlib
 import io
@@ -620,6 +622,93 @@ def test_cuda(script, run, amp):
     run("--resume", out / "ckpt.pt", "--epochs", 3, "--device", "cuda")
     run("--resume", out / "ckpt.pt", "--epochs", 4, "--device", "cpu")
     run("--sample", out / "ckpt.pt", "--device", "cuda")
+
+
+# ---- CUDA graphs ----
+
+
+class RecordedOnCPU:
+    """Stands in for torch.cuda: what captured() calls, so that its logic can be tested on a CPU.
+
+    Recording computes nothing, so all that it changes is put back; a replay calls the recorded
+    function again and writes into the tensors that the recording returned.
+    """
+
+    def __init__(self, monkeypatch, parts):
+        self.parts, self.recording, self.replays = parts, False, 0
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: types.SimpleNamespace())
+        stream = types.SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.record)
+
+    @contextlib.contextmanager
+    def record(self, graph):
+        states = [copy.deepcopy(part.state_dict()) for part in self.parts]
+        rng, self.recording = torch.get_rng_state(), True
+        yield
+        self.recording = False
+        for part, state in zip(self.parts, states):
+            part.load_state_dict(state)
+        torch.set_rng_state(rng)
+        update, inputs, result = self.recorded
+
+        def replay():
+            self.replays += 1
+            result.copy_(update(*inputs))
+
+        graph.replay = replay
+
+    def watch(self, update):
+        def watched(*inputs):
+            result = update(*inputs)
+            if self.recording:
+                self.recorded = update, inputs, result
+            return result
+
+        return watched
+
+
+def test_captured_updates_are_the_usual_ones(script, monkeypatch):
+    """8 steps, of which 3 run as usual and 5 are replays, give the same losses and weights."""
+
+    def train(graph):
+        G, D, opt_G, opt_D = networks(script)
+        if graph:
+            cuda = RecordedOnCPU(monkeypatch, (G, D, opt_G, opt_D))
+        update_D, update_G = (
+            script.captured(cuda.watch(update) if graph else update, graph)
+            for update in (
+                lambda real: step_D(script, G, D, opt_D, real),
+                lambda: step_G(script, G, D, opt_G, 8),
+            )
+        )
+        torch.manual_seed(1)
+        losses = [(update_D(torch.rand(8, 1, 8, 8) * 2 - 1), update_G()) for _ in range(8)]
+        if graph:
+            assert cuda.replays == 2 * 5
+        return losses, G.state_dict(), D.state_dict()
+
+    assert_same(train(True), train(False))
+
+
+def test_captured_off_is_the_update_itself(script):
+    assert script.captured(train := (lambda: 0), False) is train
+
+
+@gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graph_trains_as_without(script, run, tmp_path):
+    """The log of 10 steps, one line each, is the same but for rounding."""
+    logs = []
+    for flag in ("--graph", "--no-graph"):
+        out = tmp_path / flag
+        run("--device", "cuda", flag, "--out", out, "--log-every", 0, "--epochs", 3)
+        rows = (out / "log.csv").read_text().splitlines()[1:11]
+        logs.append([[float(v) for v in row.split(",")[:-1]] for row in rows])
+    assert len(logs[0]) == 10
+    torch.testing.assert_close(*map(torch.tensor, logs), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 # ---- bad input ----
