@@ -8,6 +8,8 @@ import copy
 import gzip
 import importlib
 import io
+import itertools
+import json
 import math
 import os
 import pickle
@@ -32,6 +34,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import common
+from benchmarks import quality, speed
 
 HERE = Path(__file__).parent
 TINY = ["--width", "4", "--z-dim", "4"]
@@ -2727,6 +2730,265 @@ def test_strokes_split(monkeypatch):
     held, _ = common.load_images("strokes", train=False)
     assert torch.equal(train, every[0][:45]) and torch.equal(held, every[0][45:])
     assert torch.equal(labels, every[1][:45])
+
+
+# ---- benchmarks/quality.py ----
+
+
+def test_frechet_of_known_gaussians():
+    """Of exact means m and covariances S: ||m_a - m_b||² + sum (sqrt(S_a) - sqrt(S_b))²."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 3, dtype=torch.float64)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # cov = I
+    a, b = x * torch.tensor([1.0, 2, 3]) + 1, x * torch.tensor([4.0, 4, 0]) - 1
+    assert quality.frechet(a, b) == pytest.approx(3 * 2**2 + 3**2 + 2**2 + 3**2)
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
+    assert quality.frechet(a @ turn, b @ turn) == pytest.approx(34)
+    # not in the same directions: tr (A B)^(1/2) of 2×2 matrices is sqrt(tr AB + 2 sqrt(det AB))
+    a, b = x[:, :2] * torch.tensor([1.0, 3]), x[:, :2] @ torch.tensor([[2.0, 1], [0, 1]]).double()
+    A, B = torch.cov(a.T), torch.cov(b.T)
+    root = math.sqrt((A @ B).trace() + 2 * math.sqrt(torch.linalg.det(A @ B)))
+    assert quality.frechet(a, b) == pytest.approx((A.trace() + B.trace()).item() - 2 * root)
+
+
+def test_frechet_of_a_set_with_itself():
+    x = torch.rand(300, 128)
+    assert quality.frechet(x, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_classifier_score():
+    sure = 1000 * torch.eye(5).repeat(4, 1)
+    assert quality.classifier_score(sure) == pytest.approx(5)
+    assert quality.classifier_score(sure[:1].repeat(9, 1)) == pytest.approx(1)
+    assert quality.classifier_score(torch.randn(1, 5).repeat(9, 1)) == pytest.approx(1)
+
+
+def test_nearest():
+    training = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8)
+    images = torch.cat([training[7:8], torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)])
+    difference = (images[:, None].double() - training[None].double()).flatten(2) / 255
+    expected = difference.square().sum(-1).sqrt().amin(1).float()
+    assert expected[0] == 0
+    torch.testing.assert_close(quality.nearest(images, training), expected)
+
+
+def test_parzen_of_one_window():
+    """With one sample it is a Gaussian around that, of the width that validation likes best."""
+    x = torch.zeros(1, 5)
+    validation, test = 0.1 * torch.ones(1, 5), torch.tensor([[0.3, 0, 0, 0, 0], [0] * 5])
+    value, error, sigma = quality.parzen(x, validation, test)
+    density = torch.distributions.Normal(0, 0.1).log_prob(test.double()).sum(1)
+    assert sigma == pytest.approx(0.1)
+    assert value == pytest.approx(density.mean().item(), abs=1e-4)
+    assert error == pytest.approx(density.std().item() / math.sqrt(2), abs=1e-4)
+
+
+def test_parzen_of_a_gaussian():
+    """Samples of N(0, 1) make a density near N(0, 1 + sigma²)."""
+    torch.manual_seed(0)
+    samples, validation, test = (torch.randn(n, 2) for n in (4000, 500, 2000))
+    value, error, sigma = quality.parzen(samples, validation, test)
+    smooth = torch.distributions.Normal(0, math.sqrt(1 + sigma**2))
+    assert value == pytest.approx(smooth.log_prob(test).sum(1).mean().item(), abs=0.02)
+    assert 0 < error < 0.05
+
+
+def test_spearman():
+    x = torch.rand(50)
+    assert quality.spearman(x, x.exp()) == pytest.approx(1)
+    assert quality.spearman(x, -(x**3)) == pytest.approx(-1)
+    # with ties, by hand: ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4
+    tied = quality.spearman(torch.tensor([1, 5, 5, 9]), torch.tensor([1, 2, 3, 4]))
+    assert tied == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 3, 4])[0, 1])
+
+
+def test_within_groups():
+    """Rising within each group, though falling from group to group."""
+    groups, x = torch.arange(30) // 10, torch.arange(30.0)
+    y = x - 100 * groups
+    assert quality.within(groups, x, y) == pytest.approx(1)
+    assert quality.spearman(x, y) < 0
+
+
+@pytest.mark.parametrize("shape", ((4, 4), (3, 5), (5, 3)))
+def test_match(shape):
+    counts = torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(1))
+    small, large = sorted(shape)
+    table = counts if shape[0] == small else counts.T
+    best = max(
+        sum(table[i, j] for i, j in enumerate(chosen))
+        for chosen in itertools.permutations(range(large), small)
+    )
+    assert quality.match(counts) == best
+
+
+def test_slant_and_ink_of_strokes():
+    images, labels, slant, width = common.strokes(1000, seed=3)
+    measured, ink = quality.slant_and_ink(images)
+    assert quality.within(labels, measured, slant) > 0.7
+    assert quality.within(labels, ink, width) > 0.9
+    lean = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    lean[0, 0, range(9), range(8, -1, -1)] = 255  # a slash, /
+    measured, ink = quality.slant_and_ink(lean)
+    assert measured.item() == pytest.approx(1) and ink.item() == pytest.approx(9)
+
+
+def test_within_class_trace():
+    x = torch.tensor([[0.0, 0], [2, 0], [10, 5], [10, 9]])
+    assert quality.within_class_trace(x, torch.tensor([0, 0, 1, 1])) == pytest.approx(2 + 8)
+
+
+def test_linear_probe():
+    torch.manual_seed(0)
+    x, y = torch.randn(300, 5), torch.arange(300) % 3
+    apart = x + 10 * F.one_hot(y, 5)
+    assert quality.linear_probe(apart[:150], y[:150], apart[150:], y[150:]) > 0.99
+    assert quality.linear_probe(x[:150], y[:150], x[150:], y[150:]) < 0.6
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """600 strokes as PNGs, a sub-folder a class."""
+    folder = tmp_path_factory.mktemp("digits")
+    images, labels, _, _ = common.strokes(600)
+    for i, (image, label) in enumerate(zip(images, labels.tolist())):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / str(label) / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(digits, tmp_path_factory):
+    """measure(*paths): what `quality.py --json` says of them, beside the digits."""
+    data_dir = tmp_path_factory.mktemp("quality")
+
+    def measure(*paths):
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            quality.main(
+                ["--num", "300", "--data-dir", str(data_dir), "--classifier-epochs", "12"]
+                + ["--device", "cpu", "--data", str(digits), "--json", *map(str, paths)]
+            )
+        return json.loads(text.getvalue())
+
+    return measure
+
+
+def test_quality(script, run, digits, measured, tmp_path):
+    """Of a checkpoint, and of the PNGs that --sample makes from it: the same."""
+    out = run("--data", digits, "--epochs", 3, "--batch-size", 32, "--keep")
+    run("--sample", out / "ckpt.pt", "--num", 300, "--out", tmp_path / "many")
+    result, again, folder = measured(out / "ckpt.pt", out / "ckpt.pt", tmp_path / "many")
+    assert result == again
+    for key in set(result) & set(folder) - {"path", "purity"}:
+        assert folder[key] == result[key], key
+    assert result["cFID"] > 5 * result["floor"] > 0
+    assert sum(result["shares"]) == pytest.approx(1) and len(result["shares"]) == 10
+    assert 1 <= result["score"] <= 10 and result["images"] == 300 and result["passes"] == 3
+    own = {
+        "gan_mlp": ["log_likelihood", "standard_error", "sigma"],
+        "dcgan": ["linear_probe", "linear_probe_random_D"],
+        "infogan": ["category_errors", "purity", "codes"],
+        "stackedgan": ["asked", "variety"],
+    }.get(script.SCRIPT, ["W_cFID", "W_cFID_spearman"])
+    assert all(np.isfinite(result[key]).all() for key in own)
+    if script.SCRIPT in ("infogan", "stackedgan"):
+        assert folder["asked"] <= np.mean(folder["purity"]) + 1e-6
+
+
+def test_quality_of_real_images(digits, measured, tmp_path):
+    """Training images pass as such: near the floor, far below noise; and as memorised."""
+    train, labels = common.load_images(str(digits))
+    for name, images in ("real", train), ("noise", torch.randint_like(train, 256)):
+        (tmp_path / name).mkdir()
+        for i, (image, label) in enumerate(zip(images, labels)):
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / f"{label}_{i}.png")
+    real, noise = measured(tmp_path / "real", tmp_path / "noise")
+    assert real["classifier_accuracy"] > 0.8
+    assert real["cFID"] == pytest.approx(real["floor"], rel=1e-3, abs=1e-3)
+    assert noise["cFID"] > 10 * real["cFID"]
+    assert real["nearest"] == 0 < real["nearest_held_back"] < noise["nearest"]
+    assert real["asked"] > 0.8 > noise["asked"]
+    assert 0.5 < real["variety"] < 2
+
+
+def test_quality_table(run_gan, digits, measured, tmp_path, capsys):
+    out = run_gan("--data", digits, "--epochs", 1)
+    capsys.readouterr()
+    quality.main([str(out / "ckpt.pt"), "--num", "200", "--data-dir", str(tmp_path)])
+    header, row, own = capsys.readouterr().out.splitlines()
+    assert "cFID" in header and row.startswith(str(out)) and "Parzen" in own
+
+
+def test_quality_of_strokes(folder, tmp_path, monkeypatch):
+    """Of a run on strokes, what Q reads off real images is compared with the truth."""
+    every = common.strokes(1000)
+    monkeypatch.setattr(common, "strokes", lambda n: every)
+    out = runner(infogan, folder, tmp_path)("--data", "strokes", "--epochs", 1)
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        flags = ["--num", "200", "--classifier-epochs", "1", "--data-dir", str(tmp_path), "--json"]
+        quality.main([str(out / "ckpt.pt"), *flags])
+    codes = torch.tensor(json.loads(text.getvalue())[0]["codes_of_real_images"])
+    assert codes.shape == (2, 2) and codes.abs().max() <= 1
+
+
+def test_quality_of_one_class(run_gan, folder, tmp_path, capsys):
+    """A run on cats: the classifier learns all classes. A flat folder has none: no cFID."""
+    out = run_gan("--classes", "cat", "--epochs", 1)
+    flags = ["--num", "200", "--classifier-epochs", "1", "--data-dir", str(tmp_path), "--json"]
+    capsys.readouterr()
+    quality.main([str(out / "ckpt.pt"), *flags])
+    assert len(json.loads(capsys.readouterr().out)[0]["shares"]) == 2
+    flat = write_images(tmp_path / "flat")
+    quality.main([str(flat), "--data", str(flat), *flags])
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["nearest"] == 0 and "cFID" not in result
+
+
+def test_W_of_a_pass(folder, tmp_path):
+    """The mean over the steps of a pass, whatever the log's lines; G is not its average."""
+    out = runner(wgan_gp, folder, tmp_path)("--epochs", 4, "--keep")
+    log = "epoch,step,W\n1,1,10\n1,4,6\n2,8,5\n3,12,4\n4,16,1\n"
+    (out / "log.csv").write_text(log)
+    calls = []
+
+    def draw(ckpt, num, seed, device, weights):
+        calls.append((ckpt["epoch"], weights))
+        torch.manual_seed(ckpt["epoch"])
+        return torch.rand(200, 128), None
+
+    ref = types.SimpleNamespace(net=None, features=torch.rand(200, 128))
+    args = types.SimpleNamespace(num=200, seed=0, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "draw", draw)
+        patch.setattr(quality, "read", lambda net, images: (images, None))
+        result, _ = quality.measure_wgan(out / "ckpt.pt", ref, args)
+    assert calls == [(epoch, "G") for epoch in (1, 2, 3, 4)]
+    assert [W for _, W, _ in result["W_cFID"]] == [7, 5, 4, 1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ("nothing", "README.md", "benchmarks", "x --num 5", "x --classifier-epochs 0", "x --nun 5"),
+)
+def test_quality_refuses(capsys, monkeypatch, flags):
+    monkeypatch.chdir(HERE)
+    assert flags.removeprefix("x ") in refused(capsys, quality.main, flags.split())
+
+
+def test_speed_counts_operations():
+    """Of gan_mlp.py: twice the products forward, and for each gradient that is needed as many."""
+    args, _ = gan_mlp.get_args([])
+    images, labels, _, _ = common.strokes(64)
+    _, step = speed.script_loop("gan_mlp", images, labels, args, torch.device("cpu"))
+    G, D = (
+        [layer.weight.numel() for layer in net.modules() if isinstance(layer, nn.Linear)]
+        for net in (gan_mlp.Generator(), gan_mlp.Discriminator())
+    )
+    # D's step: G forward; D forward, twice the batch, to weights and (but the first) to inputs.
+    # G's step: both forward, both to inputs (but G's first), G's to weights
+    step_D = sum(G) + 2 * (3 * sum(D) - D[0])
+    step_G = (3 * sum(G) - G[0]) + 2 * sum(D)
+    assert speed.flops(step, images, labels, args) == 2 * 64 * (step_D + step_G)
 
 
 # ---- README ----

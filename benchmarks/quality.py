@@ -70,8 +70,8 @@ def frechet(a, b):
 def classifier_score(logits):
     """exp(E KL(p(y|x) || p(y))) of logits (N, K): from 1 to K, if all classes are as frequent."""
     log_p = logits.double().log_softmax(1)
-    p = log_p.exp()
-    return (p * (log_p - p.mean(0).log())).sum(1).mean().exp().item()
+    log_mean = log_p.logsumexp(0) - math.log(len(log_p))        # finite, where p has become 0
+    return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item()
 
 
 def nearest(images, training):
