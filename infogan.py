@@ -593,10 +593,10 @@ def get_args(argv=None):
     arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
     arg = parser.add_argument_group("training").add_argument
-    arg("--epochs", type=positive, default=11, help="passes of D over the data, in total")
+    arg("--epochs", type=positive, default=15, help="passes of D over the data, in total")
     arg("--batch-size", type=between(int, 2, 10**6), default=128, help="BatchNorm needs 2 or more")
     arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
+    arg("--lr-d", type=between(float, 0, 1), default=5e-4, help="learning rate of D; 0: G's")
     arg("--beta1", type=fraction, default=0.5, help="of Adam")
     arg("--beta2", type=fraction, default=0.999, help="of Adam")
     arg("--z-dim", type=between(int, 1, 10**5), default=62, help="numbers in z")
