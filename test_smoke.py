@@ -2881,15 +2881,22 @@ def test_match(shape):
     assert quality.match(counts) == best
 
 
-def test_slant_and_ink_of_strokes():
-    images, labels, slant, width = common.strokes(1000, seed=3)
-    measured, ink = quality.slant_and_ink(images)
+def test_style_of_strokes():
+    images, labels, slant, pen = common.strokes(1000, seed=3)
+    measured, ink, _ = quality.style(images)
     assert quality.within(labels, measured, slant) > 0.7
-    assert quality.within(labels, ink, width) > 0.9
-    lean = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
-    lean[0, 0, range(9), range(8, -1, -1)] = 255  # a slash, /
-    measured, ink = quality.slant_and_ink(lean)
-    assert measured.item() == pytest.approx(1) and ink.item() == pytest.approx(9)
+    assert quality.within(labels, ink, pen) > 0.9
+
+
+def test_style_of_a_slash():
+    """A diagonal has shear 1 and no width; two columns that lean by it stand 4 apart: std 2."""
+    images = torch.zeros(2, 1, 9, 13, dtype=torch.uint8)
+    for row in range(9):
+        images[0, 0, row, 8 - row] = 255
+        images[1, 0, row, [8 - row, 12 - row]] = 255
+    slant, ink, width = quality.style(images)
+    assert slant.tolist() == pytest.approx([1, 1]) and ink.tolist() == pytest.approx([9, 18])
+    assert width.tolist() == pytest.approx([0, 2], abs=1e-9)
 
 
 def test_variety():

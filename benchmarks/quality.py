@@ -18,8 +18,8 @@ Then, for each method, what its paper claims:
     wgan_*      does W fall as samples get better? of a run with --keep, rank correlation
                 (Spearman) of W and the cFID of G, not of its average, over up to 12 of its passes
     infogan     Q's category as a classifier of real images that saw no label (section 7.2); the
-                share of one class in each category; rank correlations of the numbers with slant
-                and ink
+                share of one class in each category; rank correlations of the numbers with the
+                slant of a digit, its ink (how thick the pen is) and its width
     stackedgan  samples that are read as the class asked for; the variety within the classes
 
 The classifier is trained with seed 0, 6 passes over the classes that the run was trained on, and
@@ -140,14 +140,20 @@ def match(counts):
     return max(best.values())
 
 
-def slant_and_ink(images):
-    """Of light strokes on dark, uint8 (N, 1, H, W): shear (N,), positive leans right, and ink."""
+def style(images):
+    """Three numbers for each image of light strokes on dark, uint8 (N, 1, H, W): (N,) each.
+
+    The slant, as shear (positive leans right); the ink, by which the width of the pen shows among
+    images of one digit; and the width of the digit: the standard deviation of x, slant removed.
+    """
     p = images[:, 0].double() / 255
     ink = p.sum((1, 2)).clamp(min=1e-9)
     row, column = (torch.arange(n, device=p.device, dtype=p.dtype) for n in p.shape[1:])
     dy = row[:, None] - ((p.sum(2) @ row) / ink)[:, None, None]
     dx = column - ((p.sum(1) @ column) / ink)[:, None, None]
-    return -(p * dx * dy).sum((1, 2)) / (p * dy.square()).sum((1, 2)).clamp(min=1e-9), ink
+    slant = -(p * dx * dy).sum((1, 2)) / (p * dy.square()).sum((1, 2)).clamp(min=1e-9)
+    upright = dx + slant[:, None, None] * dy
+    return slant, ink, ((p * upright.square()).sum((1, 2)) / ink).sqrt()
 
 
 def variety(features, labels, real, real_labels):
@@ -425,17 +431,16 @@ def measure_infogan(ckpt, images, c, logits, ref, strokes):
     result["purity"] = purity(category, logits)
     text.append(purity_text(result["purity"]))
     if ckpt["shape"][0] == 1:
-        slant, ink = slant_and_ink(images)
-        result["codes"] = [[within(category, number, x) for x in (slant, ink)]
+        result["codes"] = [[within(category, number, x) for x in style(images)]
                            for number in c.T[len(c.T) - num_codes:]]
-        text += [f"code {j}: correlation with slant {a:.2f}, ink {b:.2f}"
-                 for j, (a, b) in enumerate(result["codes"], 1)]
+        text += [f"code {j}: correlation with slant {a:.2f}, ink {b:.2f}, the digit's width {d:.2f}"
+                 for j, (a, b, d) in enumerate(result["codes"], 1)]
     if strokes:                         # known truth: slant and width of the held-back images
         _, labels, *truth = (x.to(q.device)[-len(q):] for x in common.strokes(20_000))
         result["codes_of_real_images"] = [[within(labels, number, x) for x in truth]
                                           for number in q.T[len(q.T) - num_codes:]]
         text += [f"code {j}, as Q reads it from real images: correlation with slant {a:.2f}, "
-                 f"width {b:.2f}" for j, (a, b) in enumerate(result["codes_of_real_images"], 1)]
+                 f"pen {b:.2f}" for j, (a, b) in enumerate(result["codes_of_real_images"], 1)]
     return result, "\n  ".join(text)
 
 
