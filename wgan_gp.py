@@ -34,8 +34,8 @@ better; W_val, the same for images held back from training, stays near it. (If D
 above W_val.) D(x), D(G(z)) and loss_G drift and mean nothing alone: a constant added to D changes
 no gradient.
 
-Measured on MNIST: cFID (see README) 58 to 66 for three seeds after 10 passes, 5 minutes on 2 CPU
-cores; 17 after 50. W fell with it all the way (rank correlation 0.98).
+Measured on MNIST: cFID (README's earlier one) 58 to 66 for three seeds after 10 passes, 5 minutes
+on 2 CPU cores; 17 after 50. W fell with it all the way (rank correlation 0.98).
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 passes, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
