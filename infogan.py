@@ -34,8 +34,8 @@ slowly gets ahead, as in dcgan.py. That codes can be read off says nothing of wh
 at the grids in samples/, a row a category, and to the right of that, for each number, what it does.
 
 Measured on MNIST (see README), 15 passes, 13 minutes on 2 CPU cores, three seeds: Q's category,
-matched to digits, errs on 13.5, @E1@ and 4.8 % of the test images (the paper: 5 %), cFID is 10 to
-@C1@. Where it errs most, two categories share two digits that look alike, 4 and 9. In seed 0 the
+matched to digits, errs on 13.5, 13.0 and 4.8 % of the test images (the paper: 5 %), cFID is 10 to
+11. Where it errs most, two categories share two digits that look alike, 4 and 9. In seed 0 the
 numbers are the width of the pen and the slant.
 
     python infogan.py                                   # MNIST, 15 passes, into out/infogan
