@@ -44,7 +44,9 @@ SCRIPTS = {  # name: flags that make its networks tiny and let G move in every s
     "wgan_clip": [*TINY, "--n-critic", "1"],
     "wgan_gp": [*TINY, "--n-critic", "1"],
     "infogan": TINY,
-    "stackedgan": "--width 4 --z1-dim 4 --z0-dim 4 --encoder-epochs 1 --independent-epochs 2".split(),
+    "stackedgan": (
+        "--width 4 --z1-dim 4 --z0-dim 4 --encoder-epochs 1 --independent-epochs 2".split()
+    ),
 }
 with warnings.catch_warnings():  # a mark of ours, without a configuration file to register it in
     warnings.simplefilter("ignore")
@@ -1879,7 +1881,7 @@ def test_infogan_supervised_learns_the_labels(run_infogan, folder, tmp_path):
 
 
 def test_infogan_pictures():
-    """Rows are categories; the first picture has the z's and c's given, the others sweep a number."""
+    """Rows are categories; the first picture has the z and c given, the others sweep a number."""
     G = infogan.Generator(4, (1, 8, 8), 4, (3, 2), 2)
     seen = []
     G.register_forward_hook(lambda m, inputs, o: seen.append(torch.cat(inputs, 1)))
@@ -2055,7 +2057,7 @@ def run_stackedgan(folder, tmp_path):
 
 
 def stacked_networks(side=8):
-    """Small networks of both stacks: {1: (G1, D1, E1), 0: (G0, D0, E0)}, the data and conditions."""
+    """Small networks of both stacks, {1: (G1, D1, E1), 0: (G0, D0, E0)}; data and conditions."""
     torch.manual_seed(0)
     E = stackedgan.Encoder((1, side, side), 4, 3).eval()
     upper = stackedgan.Generator1(5, 4, 3), stackedgan.Discriminator1(4, 5), E.E1
@@ -2184,7 +2186,7 @@ def test_stackedgan_encoder_learns(monkeypatch, tmp_path):
 
 
 def test_stackedgan_phases(run_stackedgan, monkeypatch):
-    """G0 gets E's features of the batch at first, what G1 makes of its labels in the joint passes."""
+    """G0 gets E's features of the batch at first, G1's for its labels in the joint passes."""
     seen, step = [], stackedgan.train_discriminator
 
     def record(G, D, opt, real, condition, **kwargs):
@@ -3100,7 +3102,7 @@ def test_parzen_of_a_checkpoint(monkeypatch):
     monkeypatch.setattr(quality, "parzen", lambda *sets: seen.extend(sets) or (1, 2, 3))
     sets = [torch.full((4, 1, 2, 2), v, dtype=torch.uint8) for v in (255, 51, 102)]
     ref = types.SimpleNamespace(train=sets[1], held=sets[2])
-    quality.measure_gan_mlp(None, sets[0], ref)
+    quality.measure_gan_mlp(sets[0], ref)
     assert [x.mean().item() for x in seen] == pytest.approx([1, 0.2, 0.4])
 
 

@@ -354,7 +354,7 @@ def measure(images, ref):
     return result, features, logits
 
 
-def measure_gan_mlp(ckpt, images, ref):
+def measure_gan_mlp(images, ref):
     samples, validation, test = (x.flatten(1).float() / 255 for x in
                                  (images, common.spread(ref.train, 1000), ref.held))
     value, error, sigma = parzen(samples, validation, test)
@@ -488,7 +488,7 @@ def measure_path(path, args):
     result, features, logits = measure(images, ref)
     own, text = {}, ""
     if script == "gan_mlp":
-        own, text = measure_gan_mlp(ckpt, images, ref)
+        own, text = measure_gan_mlp(images, ref)
     elif ref.net is None:
         text = "one class, or fewer than two images held back: no classifier, no more measures"
     elif script == "dcgan":

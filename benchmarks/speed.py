@@ -286,7 +286,7 @@ def matmul_rate(device, size, dtype=torch.float32):
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(20))
 
 
-def profile(name, one_pass, device, rows=12):
+def profile(one_pass, device, rows=12):
     """The kinds of work that a pass consists of, by their share of its time."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
@@ -362,7 +362,7 @@ def main(argv=None):
             print(f"{loop:32}{60_000 / args.batch_size * t:19.1f}{args.batch_size / t:11,.0f}"
                   f"{t / step[f'{name} yardstick']:22.2f}{share}", flush=True)
         if flags.profile:
-            profile(name, loops[list(loops)[-1]], device)
+            profile(loops[list(loops)[-1]], device)
 
 
 if __name__ == "__main__":
