@@ -7,6 +7,8 @@ With E the mean over the training images x, over z ~ N(0, I), and over eps:
     G maximises  E D(G(z)),  which lowers W: E D(x) does not depend on G
     x_hat = eps x + (1 - eps) G(z),  eps ~ U[0, 1], anew for each image
 
+D gets n_critic steps, 5, for each of G, on new images in each.
+
 Why: the greatest W of all D with slope ||grad D||_2 at most 1 is the earth mover's distance of the
 images x and the G(z); wgan_clip.py explains it. Clipping D's weights bounds the slope, but leaves D
 few functions to choose from. Here the slope itself is asked for, by a penalty. (It is no bound, and
@@ -25,9 +27,9 @@ best D may be flatter: to ask for 1 there is a compromise, and it works.
 Why no BatchNorm in D? The slope is that of one image's score in that image; with BatchNorm the
 score would depend on the other images, too. LayerNorm and InstanceNorm do not mix images.
 
-Not as in the paper: a learning rate of 1e-3 for both networks in place of 1e-4 (Adam's betas, 0 and
-0.9, are the paper's), a hidden fully connected layer in D as in dcgan.py, batches of 32 in place of
-64, narrower networks, and samples from a moving average of G's weights.
+Not as in the paper: a learning rate of 1e-3 for both networks in place of 1e-4 (Adam's betas, 0.0
+and 0.9, are the paper's), a hidden fully connected layer in D as in dcgan.py, batches of 32 in
+place of 64, narrower networks, and samples from a moving average of G's weights.
 
 A healthy run: grad_norm stays near 1. W rises at first, as D learns, then falls as the images get
 better; W_val, the same for images held back from training, stays near it. (If D overfits, W stays
@@ -47,6 +49,7 @@ import contextlib
 import copy
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -154,14 +157,16 @@ def generator_loss(s_fake):
 def gradient_penalty(D, real, fake):
     """E (||grad D(x_hat)||_2 - 1)^2 (equation 3), and the mean norm; both are one number, ().
 
-    x_hat = eps x + (1 - eps) G(z), with one eps ~ U[0, 1] an image, of images (B, C, H, H). Call it
-    outside of autocast, and with fakes that have no graph to G. RuntimeError if D has BatchNorm (in
-    eval mode it passes).
+    x_hat = eps x + (1 - eps) G(z), with one eps ~ U[0, 1] an image. real and fake are of one shape,
+    (B, C, H, H) or any other (B, ...); fake has no graph to G. No layer of D may mix images; of
+    BatchNorm in train mode you hear by a RuntimeError ("attempted to call in-place operation"), of
+    others not. Call it outside of autocast: inside, its gradients are off by some per cent.
     """
-    eps = torch.rand(len(real), 1, 1, 1, device=real.device)
+    eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)    # (B, 1, 1, 1)
     x_hat = eps * real + (1 - eps) * fake.float()
     # D(x_hat[i]) depends on x_hat[i] alone, so the gradient of the sum holds that of each image.
-    # torch.autograd.grad(create_graph=True) gives the same, but cannot be compiled
+    # (torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True), after x_hat.requires_grad_(),
+    # is the same; it bears checkpoints and hooks in D, but lets BatchNorm pass and hinders compile)
     gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
     # one norm an image, (B,): in one of them all, steep images would make up for flat ones
     norm = gradient.flatten(1).norm(dim=1)
@@ -182,7 +187,7 @@ def noise(G, n):
 
 
 def autocast(device, amp):
-    """bfloat16 for the layers that stand it, with --amp."""
+    """With --amp: bfloat16 where it is safe."""
     return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
 
 
@@ -194,7 +199,7 @@ def train_critic(G, D, opt, real, *, gp_weight=10.0, amp=False):
     with autocast(real.device, amp):
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(noise(G, len(real)))
-        # one call for both is faster; right only because no layer of D mixes the images of a batch
+        # one call for both is faster, and the same as two: no layer of D mixes images
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     penalty, norm = gradient_penalty(D, real, fake)
     D.zero_grad()
@@ -206,7 +211,7 @@ def train_critic(G, D, opt, real, *, gp_weight=10.0, amp=False):
 def train_generator(G, D, opt, n, *, amp=False):
     """One step of G on n fakes. Returns its loss, -E D(G(z)), one number, ()."""
     z = noise(G, n)
-    D.requires_grad_(False)             # its gradients would be computed for nothing
+    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         s_fake = D(G(z))
     loss_G = generator_loss(s_fake)
@@ -222,12 +227,12 @@ def train_generator(G, D, opt, n, *, amp=False):
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
     """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
-    # the random start
+    # less while t is small: only about the last tenth of all updates counts, not the random start
     decay = min(decay, (1 + t) / (10 + t))
+    # the formula above, for all weights at once
     get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
+        average.copy_(buffer)           # BatchNorm's statistics are copied: near enough
 
 
 @torch.no_grad()
@@ -291,7 +296,7 @@ def train(args, ckpt=None):
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
     if step // args.n_critic == (step + (args.epochs - epoch) * n_batches) // args.n_critic:
-        fail(f"--n-critic {args.n_critic}: too large, G would not move in this run")
+        fail(f"--n-critic {args.n_critic}: G would not move; lower it or raise --epochs")
 
     out = Path(args.out)
     own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
@@ -368,7 +373,8 @@ def train(args, ckpt=None):
     if writer:
         writer.close()
     save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
-    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
+    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample "
+          + shlex.quote(str(out / "ckpt.pt")))
 
 
 def sample_checkpoint(args, ckpt):
@@ -413,7 +419,7 @@ def save_checkpoint(ckpt, path):
 def load_checkpoint(path, flag):
     """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
     if not os.path.isfile(path):
-        fail(f"{flag} {path}: there is no such file")
+        fail(f"{flag} {path}: there is no such file; networks are called ckpt.pt")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # fail() says it in one line
@@ -581,8 +587,11 @@ def main(argv=None):
         fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         last = Path(args.out, "ckpt.pt")
-        print(f"\nstopped; to go on: python {SCRIPT}.py --resume {last}" if last.exists()
-              else "\nstopped; nothing was saved yet")
+        if args.sample:
+            print(f"\nstopped; {args.out} is not complete")
+        else:
+            print(f"\nstopped; to go on: python {SCRIPT}.py --resume {shlex.quote(str(last))}"
+                  if last.exists() else "\nstopped; nothing was saved yet")
         sys.exit(130)
 
 
