@@ -42,7 +42,8 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images, labels, names = _load_torchvision(data, data_dir, train)
     elif data == "strokes":
         images, labels, _, _ = strokes(20_000)
-        cut, names = len(images) * 9 // 10, "0123456789"
+        names = "zero one two three four five six seven eight nine".split()     # as in MNIST
+        cut = len(images) * 9 // 10
         images, labels = (x[:cut] if train else x[cut:] for x in (images, labels))
     elif os.path.isdir(data):
         paths, labels, names = _list_folder(data, train)

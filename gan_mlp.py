@@ -10,22 +10,24 @@ an image x is real. With E the mean over the training images x, or over z ~ N(0,
 Why this makes images (section 4.1): let p_data and p_g be the densities of x and of G(z). For a
 given G the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and V(D*, G) = 2 JSD - log 4, where
 JSD is the Jensen-Shannon divergence of p_data and p_g: 0 where they are equal, log 2 = 0.693 at
-most. To lower V against a good D is to move p_g towards p_data; when it is there, D(x) = 1/2.
+most. So a G that lowers V against a good D moves p_g towards p_data; once there, D(x) = 1/2.
 
-No D beats D*, so each D gives a bound: log 2 - loss_D / 2 <= JSD with loss_D = -V, logged as jsd.
-It is small when the images are good, but also when D is weak: look at the images. (As an estimate
-on batches it can be negative, if D does worse than 1/2 everywhere, or too high, if D overfits.)
+No D beats D*, so V(D, G) <= 2 JSD - log 4 for each D. With loss_real = -E log D(x), loss_fake =
+-E log(1 - D(G(z))) and V = -(loss_real + loss_fake) this gives log 2 - (loss_real + loss_fake) / 2
+<= JSD, logged as jsd. It is small when the images are good, but also when D is weak: look at the
+images. (Below 0: D does worse than if it said 1/2 of all. Too high: D overfits.)
 
-Why "ns": let s be the logit of D(G(z)). The slope of log(1 - D) in s is -D, next to nothing while D
-rejects all fakes, when G has the most to learn; that of -log D is -(1 - D). Where p_g = p_data both
-losses rest. (With the defaults D never wins by that much, and minimax does as well.)
+Why "ns": write p = sigmoid(s) for D(G(z)). The slope of log(1 - p) in s is -p, next to nothing
+while D rejects all fakes, when G has the most to learn; that of -log p is -(1 - p), near -1 then.
+(With the defaults D never wins by that much, and minimax does as well.)
 
-Not as in the paper: Adam, BatchNorm and GELU in G, LeakyReLU in D in place of maxout and dropout,
-normal z in place of uniform, and samples from a moving average of G's weights.
+Not as in the paper: Adam without momentum, BatchNorm and GELU in G, LeakyReLU in D (the paper has
+maxout and dropout there), normal z (uniform), and samples from a moving average of G's weights.
 
 A healthy run: after some hundred steps D(x) and D(G(z)) stay near 0.5, loss_real, loss_fake and
-loss_G near 0.693, jsd near 0, and the images get better all the same, as both players do. In an
-unhealthy one D(G(z)) goes to 0, or all images look alike.
+loss_G near 0.693, jsd near 0, and the images get better all the same, as both players do. (In long
+runs D(x) and D(G(z)) drift apart a little.) In an unhealthy one D(G(z)) goes to 0, or all images
+look alike.
 
 Measured on MNIST: cFID (see README) 30 to 33 for three seeds after 10 passes, 62 s on 2 CPU cores,
 and log-likelihood by Parzen windows 222 to 227 nats (the paper: 225).
@@ -40,6 +42,7 @@ import contextlib
 import copy
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -64,7 +67,7 @@ class Generator(nn.Module):
         sizes = [z_dim, width, 2 * width, 4 * width]
         layers = []
         for n_in, n_out in zip(sizes, sizes[1:]):
-            # BatchNorm (it adds a bias of its own) in G only: D's batches are all real or all fake,
+            # no bias: BatchNorm adds one. It is in G only: D's batches are all real or all fake,
             # and their statistics would give away which
             layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()]
         self.net = nn.Sequential(*layers, nn.Linear(4 * width, math.prod(shape)), nn.Tanh())
@@ -115,7 +118,7 @@ def noise(G, n):
 
 
 def autocast(device, amp):
-    """bfloat16 for the layers that stand it, with --amp."""
+    """With --amp: bfloat16 where it is safe."""
     return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
 
 
@@ -127,7 +130,7 @@ def train_discriminator(G, D, opt, real, *, amp=False):
     with autocast(real.device, amp):
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(noise(G, len(real)))
-        # one call for both is faster; right only because no layer of D mixes the images of a batch
+        # one call for both is faster, and the same as two: no layer of D mixes images
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     D.zero_grad()
@@ -140,11 +143,12 @@ def train_discriminator(G, D, opt, real, *, amp=False):
 def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
     """One step of G on n fakes. Returns the adversarial loss of G, one number, ().
 
-    l1 > 0 adds l1 E|G(z) - x| over the images `real` (n, C, H, W). Some tutorials do, yet G(z)
-    and x are no pair: this pulls every G(z) to one image, the pixel-wise median of the data.
+    l1 > 0 adds l1 E|G(z) - x| over the images `real` (n, C, H, W), to see what it does: some
+    tutorials have it, yet G(z) and x are no pair, so it pulls every G(z) to one image, the
+    pixel-wise median of the data.
     """
     z = noise(G, n)
-    D.requires_grad_(False)             # its gradients would be computed for nothing
+    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         fake = G(z)
         s_fake = D(fake)
@@ -162,12 +166,12 @@ def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
     """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
-    # the random start
+    # less while t is small: only about the last tenth of all updates counts, not the random start
     decay = min(decay, (1 + t) / (10 + t))
+    # the formula above, for all weights at once
     get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
+        average.copy_(buffer)           # BatchNorm's statistics are copied: near enough
 
 
 @torch.no_grad()
@@ -225,7 +229,7 @@ def train(args, ckpt=None):
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
             torch.cuda.set_rng_state(ckpt["rng_cuda"])
     if step // args.k == (step + (args.epochs - epoch) * n_batches) // args.k:
-        fail(f"--k {args.k}: too large, G would not move in this run")
+        fail(f"--k {args.k}: G would not move in this run; lower it or raise --epochs")
 
     out = Path(args.out)
     own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
@@ -292,7 +296,8 @@ def train(args, ckpt=None):
     if writer:
         writer.close()
     save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
-    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
+    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample "
+          + shlex.quote(str(out / "ckpt.pt")))
 
 
 def sample_checkpoint(args, ckpt):
@@ -336,7 +341,7 @@ def save_checkpoint(ckpt, path):
 def load_checkpoint(path, flag):
     """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
     if not os.path.isfile(path):
-        fail(f"{flag} {path}: there is no such file")
+        fail(f"{flag} {path}: there is no such file; networks are called ckpt.pt")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # fail() says it in one line
@@ -503,8 +508,11 @@ def main(argv=None):
         fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         last = Path(args.out, "ckpt.pt")
-        print(f"\nstopped; to go on: python {SCRIPT}.py --resume {last}" if last.exists()
-              else "\nstopped; nothing was saved yet")
+        if args.sample:
+            print(f"\nstopped; {args.out} is not complete")
+        else:
+            print(f"\nstopped; to go on: python {SCRIPT}.py --resume {shlex.quote(str(last))}"
+                  if last.exists() else "\nstopped; nothing was saved yet")
         sys.exit(130)
 
 

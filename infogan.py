@@ -49,6 +49,7 @@ import contextlib
 import copy
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -182,7 +183,7 @@ def codes(G, n):
 
 
 def autocast(device, amp):
-    """bfloat16 for the layers that stand it, with --amp."""
+    """With --amp: bfloat16 where it is safe."""
     return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
 
 
@@ -218,7 +219,7 @@ def train_discriminator(G, D, opt, real, *, cat_weight=1.0, code_weight=1.0, lab
 def train_generator(G, D, opt, n, *, cat_weight=1.0, code_weight=1.0, amp=False):
     """One step of G on n fakes. Returns its loss without the bound, -E log D(G(z, c)), ()."""
     z, c = noise(G, n), codes(G, n)
-    D.requires_grad_(False)             # its gradients would be computed for nothing
+    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         s_fake, q = D.score_and_code(G(z, c))
     loss_G = generator_loss(s_fake)
@@ -235,12 +236,12 @@ def train_generator(G, D, opt, n, *, cat_weight=1.0, code_weight=1.0, amp=False)
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
     """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    # until t = 9,000 (for 0.999) it averages over the last tenth of all updates, and so forgets
-    # the random start
+    # less while t is small: only about the last tenth of all updates counts, not the random start
     decay = min(decay, (1 + t) / (10 + t))
+    # the formula above, for all weights at once
     get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm's own averages, of G's layers: near enough
+        average.copy_(buffer)           # BatchNorm's statistics are copied: near enough
 
 
 @torch.no_grad()
@@ -401,7 +402,8 @@ def train(args, ckpt=None):
     if writer:
         writer.close()
     save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
-    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample {out / 'ckpt.pt'}")
+    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample "
+          + shlex.quote(str(out / "ckpt.pt")))
 
 
 def sample_checkpoint(args, ckpt):
@@ -482,7 +484,7 @@ def save_checkpoint(ckpt, path):
 def load_checkpoint(path, flag):
     """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
     if not os.path.isfile(path):
-        fail(f"{flag} {path}: there is no such file")
+        fail(f"{flag} {path}: there is no such file; networks are called ckpt.pt")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # fail() says it in one line
@@ -658,8 +660,11 @@ def main(argv=None):
         fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         last = Path(args.out, "ckpt.pt")
-        print(f"\nstopped; to go on: python {SCRIPT}.py --resume {last}" if last.exists()
-              else "\nstopped; nothing was saved yet")
+        if args.sample:
+            print(f"\nstopped; {args.out} is not complete")
+        else:
+            print(f"\nstopped; to go on: python {SCRIPT}.py --resume {shlex.quote(str(last))}"
+                  if last.exists() else "\nstopped; nothing was saved yet")
         sys.exit(130)
 
 

@@ -5,6 +5,7 @@ A script joins by its name in SCRIPTS; tests of one method alone stand in a sect
 
 import contextlib
 import copy
+import functools
 import gzip
 import importlib
 import io
@@ -14,6 +15,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -604,8 +606,9 @@ def test_sigkill_leaves_a_checkpoint(script, folder, tmp_path):
         script.main(["--sample", str(ckpt)])
 
 
-def test_ctrl_c(script, run, monkeypatch, capsys):
-    """Ctrl-C ends with a line that says how to go on, and it works."""
+def test_ctrl_c(script, folder, tmp_path, monkeypatch, capsys):
+    """Ctrl-C ends with a line that says how to go on, and it works, in a folder with a space."""
+    run = runner(script, folder, tmp_path / "my runs")
     out = run("--epochs", 1)
 
     def interrupt(*args, **kwargs):
@@ -614,9 +617,27 @@ def test_ctrl_c(script, run, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(script, "train_generator", interrupt)
         run("--resume", out / "ckpt.pt", "--epochs", 2)
-    assert f"--resume {out / 'ckpt.pt'}" in capsys.readouterr().out and stop.value.code == 130
-    run("--resume", out / "ckpt.pt", "--epochs", 2)
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("stopped; to go on: ")
+    assert stop.value.code == 130
+    python, name, *flags = shlex.split(command)
+    assert (python, name) == ("python", f"{script.SCRIPT}.py")
+    script.main([*flags, "--epochs", "2"])
     assert load(out / "ckpt.pt")["epoch"] == 2
+    _, command = capsys.readouterr().out.splitlines()[-1].split("; more: ")
+    script.main(shlex.split(command)[2:])
+    assert (out / "sample.png").exists()
+
+
+def test_ctrl_c_while_sampling(script, run, tmp_path, monkeypatch, capsys):
+    ckpt, many = run("--epochs", 1) / "ckpt.pt", tmp_path / "many"
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "save_grid", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        run("--sample", ckpt, "--out", many)
+    assert f"{many} is not complete" in capsys.readouterr().out and stop.value.code == 130
 
 
 @gpu
@@ -1032,7 +1053,7 @@ def test_gan_l1_pulls_towards_the_data():
 
 
 def test_gan_k_beyond_the_run(run_gan, capsys):
-    assert "--k 9: too large" in refused(capsys, run_gan, "--k", 9)
+    assert "--k 9: G would not move" in refused(capsys, run_gan, "--k", 9)
 
 
 @pytest.mark.parametrize("k", (1, 3))
@@ -1467,10 +1488,10 @@ def test_wgan_n_critic_steps_of_D_for_one_of_G(wgan, folder, tmp_path, monkeypat
 
 def test_wgan_n_critic_beyond_the_run(wgan, folder, tmp_path, capsys):
     run = runner(wgan, folder, tmp_path)
-    assert "--n-critic 9: too large" in refused(capsys, run, "--n-critic", 9)
+    assert "--n-critic 9: G would not move" in refused(capsys, run, "--n-critic", 9)
     out = run("--epochs", 3, "--batch-size", 12)  # 9 steps
     again = ["--resume", out / "ckpt.pt", "--epochs", 4, "--n-critic"]  # 3 more
-    assert "--n-critic 13: too large" in refused(capsys, run, *again, 13)
+    assert "--n-critic 13: G would not move" in refused(capsys, run, *again, 13)
     run(*again, 12)
 
 
@@ -1588,6 +1609,27 @@ def test_gp_one_norm_an_image():
     norms = x.flatten(1).norm(dim=1)
     torch.testing.assert_close(penalty, (norms - 1).square().mean())
     torch.testing.assert_close(norm, norms.mean())
+
+
+@pytest.mark.parametrize("shape", ((2,), (5, 2), (3, 4, 8, 8)))
+def test_gp_of_other_data_than_images(shape):
+    """Points of the plane, sequences, videos: each has its own eps and its own norm."""
+    n = 3000
+    real, fake = torch.zeros(n, *shape), torch.ones(n, *shape)
+    norms = (1 - torch.rand(n)).view(n, *[1] * len(shape)) / math.sqrt(math.prod(shape))
+    seen = []
+
+    def D(x):  # slope norms[i] for image i: a norm over others, or an x_hat of others, shows
+        seen.append(torch._C._functorch.get_unwrapped(x))
+        return (x * norms).flatten(1).sum(1)
+
+    penalty, norm = wgan_gp.gradient_penalty(D, real, fake)
+    want = norms.flatten() * math.sqrt(math.prod(shape))
+    torch.testing.assert_close(norm, want.mean())
+    torch.testing.assert_close(penalty, (want - 1).square().mean())
+    eps = seen[0].flatten(1)
+    assert seen[0].shape == real.shape and torch.equal(eps.amin(1), eps.amax(1))
+    assert len(eps[:, 0].unique()) > n / 2
 
 
 def test_gp_x_hat_is_between_its_own_pair():
@@ -3094,6 +3136,18 @@ def test_quality_takes_the_weights_of_D(folder, tmp_path, digits):
     assert untrained["linear_probe"] == untrained["linear_probe_random_D"]
     assert trained["linear_probe_random_D"] == untrained["linear_probe"]
     assert trained["linear_probe"] != untrained["linear_probe"]
+
+
+def test_quality_of_an_edited_D(folder, tmp_path, digits, monkeypatch, capsys):
+    """README's "Hack it" again: G fits, but D does not."""
+    out = runner(dcgan, folder, tmp_path)("--data", digits, "--epochs", 1)
+    wider = functools.partial(dcgan.Discriminator, width=5)
+    monkeypatch.setattr(dcgan, "Discriminator", lambda shape, width: wider(shape))
+    with pytest.raises(SystemExit):
+        shared = ["--num", "200", "--classifier-epochs", "1", "--data-dir", str(tmp_path)]
+        quality.main([str(out / "ckpt.pt"), *shared])
+    (line,) = [e for e in capsys.readouterr().err.splitlines() if "error" in e]
+    assert f"{out / 'ckpt.pt'}: of another D" in line
 
 
 def test_parzen_of_a_checkpoint(monkeypatch):

@@ -273,13 +273,16 @@ class Reference:
                 os.replace(temporary, cache)
         self.net.eval()
         self.accuracy = (read(self.net, check)[1].argmax(1) == y_check).float().mean().item()
-        print(f"classifier: right in {self.accuracy:.2%} of the held-back images", file=sys.stderr)
+        print(f"{data}: the classifier is right in {self.accuracy:.2%} of the held-back images",
+              file=sys.stderr)
         self.features, _ = read(self.net, self.held)
 
 
 # ---- samples ----
 
 def load_checkpoint(path):
+    if not os.path.exists(path):
+        fail(f"{path}: there is no such file")
     try:
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
         if ckpt["script"] in SCRIPTS:
@@ -513,7 +516,8 @@ def fail(message):
 
 
 def get_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = fail
     parser.add_argument("paths", nargs="+", help="checkpoints, and folders of PNGs")
     parser.add_argument("--num", type=int, default=10_000, help="samples of a checkpoint")
@@ -545,6 +549,12 @@ def main(argv=None):
             result, text = measure_path(path, args)
         except OSError as error:        # of common.py: the data are not there
             fail(error)
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            fail(f"{path}: of another D than its script has ({str(error).splitlines()[0]})")
+        except KeyboardInterrupt:
+            sys.exit(130)
         results.append(result)
         if not args.json:
             line = f"{path:32} {result.get('passes', ''):>6}"
