@@ -3238,3 +3238,19 @@ def test_readme_commands(folder, tmp_path, monkeypatch):
             pytest.raises(SystemExit, script.main, flags)
         else:
             script.main(flags)
+
+
+def test_readme_python(folder, tmp_path, monkeypatch):
+    """The README's Python as it stands there, with networks of one's own, and a trained one."""
+    monkeypatch.chdir(tmp_path)
+    gan_mlp.main(["--data", str(folder), "--epochs", "1", *SCRIPTS["gan_mlp"]])
+    passages = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(passages) == 2
+    G = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)))
+    D = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    before = [w.clone() for net in (G, D) for w in net.parameters() if w.ndim > 1]
+    for passage in passages:
+        exec(passage, dict(G=G, D=D, z_dim=3, batches=torch.rand(5, 4, 1, 8, 8)))
+    after = [w for net in (G, D) for w in net.parameters() if w.ndim > 1]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after))
+    assert (tmp_path / "out/mine.png").exists()
