@@ -444,6 +444,7 @@ def sample_checkpoint(args, ckpt):
             for j, sweep in enumerate(sweeps, 1):
                 path = out.with_name(f"{out.stem}_code{j}.png")
                 save_grid(sweep.flatten(0, 1), path, sweep.shape[1])
+                print(f"wrote {path}")
     else:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):          # samples of two runs in one folder would be measured as one
@@ -623,7 +624,7 @@ def get_args(argv=None):
     arg("--graph", action=switch, default=True, help="on cuda: record the updates, see captured()")
     group = parser.add_argument_group("modes")
     group.add_argument("--num", type=between(int, 1, 10**6),
-                       help="images to --sample; not given: 8 of each category")
+                       help="images to --sample (a grid: whole rows); not given: 8 a category")
     group.add_argument("--category", type=between(int, 0, 99), nargs="+", metavar="K",
                        help="with --sample: the category, from 0 (of each categorical code)")
     group.add_argument("--code", type=between(float, -100, 100), nargs="+", metavar="C",
