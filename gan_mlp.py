@@ -29,8 +29,8 @@ loss_G near 0.693, jsd near 0, and the images get better all the same, as both p
 runs D(x) and D(G(z)) drift apart a little.) In an unhealthy one D(G(z)) goes to 0, or all images
 look alike.
 
-Measured on MNIST: cFID (see README) 30 to 33 for three seeds after 10 passes, 62 s on 2 CPU cores,
-and log-likelihood by Parzen windows 222 to 227 nats (the paper: 225).
+Measured on MNIST: cFID (see README) 30 to 33 for three seeds after 10 passes, 1 to 2 minutes on 2
+CPU cores, and log-likelihood by Parzen windows 222 to 227 nats (the paper: 225).
 
     python gan_mlp.py                                   # MNIST, 10 passes, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png

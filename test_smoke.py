@@ -2824,6 +2824,14 @@ def test_strokes_upright():
     assert images[labels == 1, 0].float().std(0).max() > 20
 
 
+def test_strokes_class_names():
+    """Those of MNIST, so that a command for MNIST works where strokes stand in for it."""
+    (images, labels), (same, _) = (
+        common.load_images("strokes", train=False, classes=c) for c in (["three"], ["3"])
+    )
+    assert len(images) > 100 and torch.equal(images, same) and not labels.any()
+
+
 def test_strokes_split(monkeypatch):
     every = common.strokes(50)
     monkeypatch.setattr(common, "strokes", lambda n: every)
@@ -3185,6 +3193,20 @@ def test_quality_of_other_codes(folder, digits, tmp_path, flags):
 def test_quality_refuses(capsys, monkeypatch, flags):
     monkeypatch.chdir(HERE)
     assert flags.removeprefix("x ") in refused(capsys, quality.main, flags.split())
+
+
+def test_quality_of_no_file(capsys):
+    assert "nowhere.pt: there is no such file" in refused(capsys, quality.main, ["nowhere.pt"])
+
+
+def test_quality_stopped(monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "measure_path", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        quality.main(["ckpt.pt"])
+    assert stop.value.code == 130
 
 
 def test_speed_counts_operations():

@@ -260,7 +260,6 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-
 def flops(step, images, labels, args):
     """Floating-point operations of the products and convolutions in a step, mean over n_critic."""
     real, y = next(common.batches(images, args.batch_size, labels))
