@@ -219,15 +219,15 @@ def train_discriminator(G, D, opt, real, *, cat_weight=1.0, code_weight=1.0, lab
 def train_generator(G, D, opt, n, *, cat_weight=1.0, code_weight=1.0, amp=False):
     """One step of G on n fakes. Returns its loss without the bound, -E log D(G(z, c)), ()."""
     z, c = noise(G, n), codes(G, n)
-    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         s_fake, q = D.score_and_code(G(z, c))
     loss_G = generator_loss(s_fake)
     L_I, error = information(q, c, G.categories)
+    total = loss_G - cat_weight * L_I + code_weight * error / 2
     G.zero_grad()
-    (loss_G - cat_weight * L_I + code_weight * error / 2).backward()
+    # the gradients go through D, but those of D's own weights are not needed
+    total.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
-    D.requires_grad_(True)
     return loss_G.detach()
 
 

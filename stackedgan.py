@@ -31,8 +31,8 @@ A healthy run: loss_real and loss_fake stay near 0.69 in both stacks, a little b
 0.001, cond0 to 0.1; ent1 and ent0 fall well below 1, at which nothing of z is recovered.
 
 Measured on MNIST (see README): E is right in 99.3 % of the test images. After 5 passes of the
-independent and 5 of the joint phase, for three seeds: cFID 16 to 23; 99.7 to 99.9 % of
-the samples are read as the digit asked for; 11 minutes on 2 CPU cores, E included.
+independent and 5 of the joint phase, for three seeds: cFID 17 to 23; 99.6 to 99.8 % of the samples
+are read as the digit asked for; 11 minutes on 2 CPU cores, E included.
 
     python stackedgan.py                                            # MNIST, into out/stackedgan
     python stackedgan.py --sample out/stackedgan/ckpt.pt            # a row a class
@@ -86,7 +86,8 @@ class Encoder(nn.Module):
         layers, n = [], shape[0]
         for i in range(len(sides)):
             n_in, n = n, width * 2**i                                       # 1, then 16, 32
-            layers += [nn.Conv2d(n_in, n, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            # ReLU behind the pooling gives the same as before it, for a quarter of the work
+            layers += [nn.Conv2d(n_in, n, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()]
         self.E0 = nn.Sequential(
             *layers, nn.Flatten(),
             nn.Linear(n * last**2, 16 * width), nn.BatchNorm1d(16 * width), nn.ReLU())
@@ -259,17 +260,17 @@ def train_generator(G, D, opt, condition, E_i, *, adv_weight=1.0, cond_weight=1.
     Returns its three losses unweighted, (3,): adversarial, conditional and entropy.
     """
     z = noise(G, len(condition))
-    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         fake = G(condition, z)
         s_fake, z_hat = D.score_and_noise(fake)
         recovered = E_i(fake)
     adv, ent = generator_loss(s_fake), F.mse_loss(z_hat, z)
     cond = conditional_loss(recovered.float(), condition)
+    total = adv_weight * adv + cond_weight * cond + ent_weight * ent
     G.zero_grad()
-    (adv_weight * adv + cond_weight * cond + ent_weight * ent).backward()
+    # the gradients go through D, but those of D's own weights are not needed
+    total.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
-    D.requires_grad_(True)
     return torch.stack([adv, cond, ent]).detach()
 
 
@@ -357,6 +358,8 @@ def train(args, ckpt=None):
     num_classes = int(labels.max()) + 1
     torch.manual_seed(0)                # E is the same for all seeds
     E = Encoder(shape, args.width, num_classes).to(device)
+    if device.type == "cpu":            # there, max-pooling takes half the time in this layout
+        E.to(memory_format=torch.channels_last)
     if not ckpt:
         pretrain(E, images, labels, args)
     E.eval().requires_grad_(False)      # it does not move any more

@@ -238,10 +238,11 @@ def test_each_step_moves_its_own_player_only(script):
     assert all(p.grad is None for p in G.parameters())
     d = copy_of(D)
     gradients = [p.grad.clone() for p in D.parameters()]
+    frozen = [next(net.parameters()).requires_grad_(False) for net in (G, D)]  # fine-tuning does it
     step_G(script, G, D, opt_G, 8)
-    assert same(D, d) and not same(G, g)
+    assert same(D, d) and not same(G, g) and torch.equal(frozen[0], g[0])
     assert all(torch.equal(p.grad, q) for p, q in zip(D.parameters(), gradients))
-    assert all(p.requires_grad for p in D.parameters())
+    assert [p for net in (G, D) for p in net.parameters() if not p.requires_grad] == frozen
 
 
 def test_losses_come_back_detached(script):
@@ -2390,6 +2391,15 @@ def test_stackedgan_networks():
     assert G1(torch.tensor([3, 4]), torch.randn(2, 50)).min() >= 0
     assert E.E0(torch.randn(4, 1, 28, 28)).min() >= 0
     assert not kinds(stackedgan.Discriminator1(), nn.modules.batchnorm._BatchNorm)
+
+    # pooled before ReLU, and in the layout that train() gives it: the same features
+    x, E = torch.randn(4, 1, 28, 28), E.eval()
+    usual = nn.Sequential(*(E.E0[i] for i in (0, 2, 1, 3, 5, 4, 6, 7, 8, 9)))
+    assert [type(layer) for layer in usual[:3]] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
+    want = usual(x)
+    assert torch.equal(E.E0(x), want)
+    torch.testing.assert_close(E.to(memory_format=torch.channels_last).E0(x), want)
+
     for side in (8, 9, 50):
         E = stackedgan.Encoder((3, side, side), 4, 5)
         assert E(torch.randn(2, 3, side, side)).shape == (2, 5)
@@ -3211,7 +3221,7 @@ def test_quality_stopped(monkeypatch, capsys):
 
 def test_speed_counts_operations():
     """Of gan_mlp.py: twice the products forward, and for each gradient that is needed as many."""
-    args, _ = gan_mlp.get_args([])
+    args, _ = gan_mlp.get_args(["--batch-size", "64"])
     images, labels, _, _ = common.strokes(64)
     _, step = speed.script_loop("gan_mlp", images, labels, args, torch.device("cpu"))
     G, D = (

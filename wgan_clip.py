@@ -193,14 +193,13 @@ def train_critic(G, D, opt, real, *, clip=0.01, amp=False):
 def train_generator(G, D, opt, n, *, amp=False):
     """One step of G on n fakes. Returns its loss, -E D(G(z)), one number, ()."""
     z = noise(G, n)
-    D.requires_grad_(False)             # G's step needs no gradients of D's weights
     with autocast(z.device, amp):
         s_fake = D(G(z))
     loss_G = generator_loss(s_fake)
     G.zero_grad()
-    loss_G.backward()
+    # the gradients go through D, but those of D's own weights are not needed
+    loss_G.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
-    D.requires_grad_(True)
     return loss_G.detach()
 
 
