@@ -29,8 +29,8 @@ A healthy run: D slowly gets ahead (in 10 passes D(x) goes from 0.5 to 0.76, D(G
 from 0.7 to 1.8), and the images get better all the same. In an unhealthy one D(G(z)) goes to 0 at
 once, or all images look alike.
 
-Measured on MNIST: cFID (see README) 15 to 19 for three seeds after 10 passes, 4 minutes on 2 CPU
-cores, and 13 to 16 after 15.
+Measured on MNIST: cFID (see README) 15 to 19 for three seeds after 10 passes, 4 to 6 minutes on 2
+CPU cores, and 13 to 16 after 15.
 
     python dcgan.py                                     # MNIST, 10 passes, into out/dcgan
     python dcgan.py --sample out/dcgan/ckpt.pt --walk   # rows that go from one z to another

@@ -33,10 +33,10 @@ A healthy run: L_I goes near its ceiling H(c) and code_rmse from chance, 0.58, t
 slowly gets ahead, as in dcgan.py. That codes can be read off says nothing of what they mean: look
 at the grids in samples/, a row a category, and to the right of that, for each number, what it does.
 
-Measured on MNIST (see README), 15 passes, 13 minutes on 2 CPU cores, three seeds: Q's category,
-matched to digits, errs on 13.5, 13.0 and 4.8 % of the test images (the paper: 5 %), cFID is 10 to
-11. Where it errs most, two categories share two digits that look alike, 4 and 9. In seed 0 the
-numbers are the width of the pen and the slant.
+Measured on MNIST (see README), 15 passes, 13 to 15 minutes on 2 CPU cores, three seeds: Q's
+category, matched to digits, errs on 13.5, 13.0 and 4.8 % of the test images (the paper: 5 %), cFID
+is 10 to 11. Where it errs most, two categories share two digits that look alike, 4 and 9. In seed 0
+the numbers are the width of the pen and the slant.
 
     python infogan.py                                   # MNIST, 15 passes, into out/infogan
     python infogan.py --sample out/infogan/ckpt.pt      # a row a category; what each number does

@@ -32,7 +32,7 @@ A healthy run: loss_real and loss_fake stay near 0.69 in both stacks, a little b
 
 Measured on MNIST (see README): E is right in 99.3 % of the test images. After 5 passes of the
 independent and 5 of the joint phase, for three seeds: cFID 17 to 23; 99.6 to 99.8 % of the samples
-are read as the digit asked for; 11 minutes on 2 CPU cores, E included.
+are read as the digit asked for; 10 to 12 minutes on 2 CPU cores, E included.
 
     python stackedgan.py                                            # MNIST, into out/stackedgan
     python stackedgan.py --sample out/stackedgan/ckpt.pt            # a row a class

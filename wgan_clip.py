@@ -40,8 +40,9 @@ A healthy run: W rises at first, as D learns, then falls as the images get bette
 for images held back from training, stays near it. (If D overfits, W stays above W_val.) D(x),
 D(G(z)) and loss_G drift and mean nothing alone: a constant added to D changes no gradient.
 
-Measured on MNIST: cFID (see README) 340 to 382 for three seeds after 10 passes, 2 minutes on 2 CPU
-cores. W fell with it for 20 passes (rank correlation 0.99), but by very little after the seventh.
+Measured on MNIST: cFID (see README) 340 to 382 for three seeds after 10 passes, 2 to 4 minutes on 2
+CPU cores. W fell with it for 20 passes (rank correlation 0.99), but by very little after the
+seventh.
 
     python wgan_clip.py                                 # MNIST, 10 passes, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png

@@ -36,8 +36,8 @@ get better; W_val, the same for images held back from training, stays near it. (
 stays above W_val.) D(x), D(G(z)) and loss_G drift and mean nothing alone: a constant added to D
 changes no gradient.
 
-Measured on MNIST: cFID (see README) 31 to 37 for three seeds after 10 passes, 5 minutes on 2 CPU
-cores; 10 after 50 passes (seed 0). W fell with it, but for a rise from pass 2 to 4 (rank
+Measured on MNIST: cFID (see README) 31 to 37 for three seeds after 10 passes, 5 to 8 minutes on 2
+CPU cores; 10 after 50 passes (seed 0). W fell with it, but for a rise from pass 2 to 4 (rank
 correlation 0.93).
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 passes, into out/wgan_gp
