@@ -154,7 +154,7 @@ def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
     loss_G = generator_loss(s_fake, loss)
     total = loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G
     G.zero_grad()
-    # the gradients go through D, but those of D's own weights are not needed
+    # through D, but for G's weights only: D's own are not needed, frozen ones would be refused
     total.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
     return loss_G.detach()

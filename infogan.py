@@ -225,7 +225,7 @@ def train_generator(G, D, opt, n, *, cat_weight=1.0, code_weight=1.0, amp=False)
     L_I, error = information(q, c, G.categories)
     total = loss_G - cat_weight * L_I + code_weight * error / 2
     G.zero_grad()
-    # the gradients go through D, but those of D's own weights are not needed
+    # through D, but for G's weights only: D's own are not needed, frozen ones would be refused
     total.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
     return loss_G.detach()

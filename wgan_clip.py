@@ -198,7 +198,7 @@ def train_generator(G, D, opt, n, *, amp=False):
         s_fake = D(G(z))
     loss_G = generator_loss(s_fake)
     G.zero_grad()
-    # the gradients go through D, but those of D's own weights are not needed
+    # through D, but for G's weights only: D's own are not needed, frozen ones would be refused
     loss_G.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt.step()
     return loss_G.detach()
