@@ -1,108 +1,109 @@
 """Deep convolutional GAN (Radford, Metz, Chintala 2015, arXiv:1511.06434).
 
-A generator G turns noise z into an image G(z); a discriminator D gives the probability D(x) that an
-image x is real. With E the mean over the training images x, or over z ~ N(0, I):
+The game is that of gan_mlp.py. A generator G turns noise z into an image G(z). A discriminator D
+estimates the probability D(x) that an image x is real. With E the mean over the training images x,
+or over z ~ N(0, I):
 
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
 
-This is the game of gan_mlp.py; what is new is the networks. A fully connected layer has to learn
-each stroke anew at each place; a convolution has one small kernel for all places, so that few
-weights draw sharp pictures. But convolutional GANs were hard to train until this paper found, by
-trial, five rules (section 3) that many GANs have followed since:
+What is new is the networks. A fully connected layer has to learn every stroke again for every
+position. A convolution uses one small kernel everywhere, so a few weights draw sharp images. But
+convolutional GANs were hard to train until this paper found five rules by trial and error:
 
-    1. no pooling: strided convolutions shrink the maps in D, transposed ones enlarge them in G
-    2. BatchNorm in both networks, but neither on G's output nor on D's input
-    3. no hidden fully connected layers
-    4. ReLU in G, tanh at its end
-    5. LeakyReLU in D, so that gradients reach G through all of D's units
+    1. No pooling: strided convolutions shrink the maps in D, transposed ones enlarge them in G.
+    2. BatchNorm in both networks, except on G's output and D's input.
+    3. No hidden fully connected layers.
+    4. ReLU in G, with tanh at the end.
+    5. LeakyReLU in D, so that gradients reach G through all of D's units.
 
-(Rule 2 is not for all networks: BatchNorm in D ruins gan_mlp.py. Here it works.)
+What differs from the paper: D has one hidden fully connected layer after all, because units that
+see the whole image help a lot here; G learns faster than D; networks and batches are smaller; noise
+is normal instead of uniform; and samples come from G_ema, a copy of G with averaged weights.
 
-Not as in the paper: D has a hidden fully connected layer, against rule 3. Each of its units sees
-the whole image, which helps much: cFID (see README) is 32 with it, 139 without, after 4 passes
-(seed 0). G's learning rate is 1e-3 (the paper: 2e-4, as D's is here), both networks are 8 times
-narrower, z is normal in place of uniform, batches are of 64 in place of 128, and samples come from
-a moving average of G's weights.
+In a healthy run D slowly gets ahead (D(x) rises towards 0.75, and D(G(z)) falls towards 0.25) while
+the images keep improving. In an unhealthy one D(G(z)) drops to 0 at once, or all images look alike.
 
-A healthy run: D slowly gets ahead (in 10 passes D(x) goes from 0.5 to 0.76, D(G(z)) to 0.24, loss_G
-from 0.7 to 1.8), and the images get better all the same. In an unhealthy one D(G(z)) goes to 0 at
-once, or all images look alike.
-
-Measured on MNIST: cFID (see README) 15 to 19 for three seeds after 10 passes, 4 to 6 minutes on 2
-CPU cores, and 13 to 16 after 15.
-
-    python dcgan.py                                     # MNIST, 10 passes, into out/dcgan
-    python dcgan.py --sample out/dcgan/ckpt.pt --walk   # rows that go from one z to another
-    python dcgan.py --data FOLDER --image-size 64 --width 64 --out out/mine   # needs a GPU
+    python dcgan.py                                     # MNIST, 10 epochs, into out/dcgan
+    python dcgan.py --sample out/dcgan/ckpt.pt --walk   # each row goes from one z to another
+    python dcgan.py --data FOLDER --image-size 64 --width 64 --out out/mine     # for a GPU
 """
 
 import argparse
-import contextlib
 import copy
+import csv
+import io
 import math
-import os
-import shlex
 import sys
 import time
-import warnings
+from collections import defaultdict
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "dcgan"
 
 
 # ---- networks ----
 
-def halved(side):
-    """Sides of the maps, halved and rounded up, down to 4 or less: for 28 [28, 14, 7, 4]."""
-    return [side] if side <= 4 else [side, *halved((side + 1) // 2)]
+def map_sizes(side, smallest):
+    """Sides of the feature maps, halved, rounding up, until at most `smallest`: 28, 14, 7, 4."""
+    sizes = [side]
+    while sizes[-1] > smallest:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
 
 
 def init_weights(layer):
-    """Normal with standard deviation 0.02, biases 0 (section 4)."""
+    """Normal with standard deviation 0.02, as in the DCGAN paper; biases 0."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H), H at least 8.
+    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
 
-    upsample: enlarge maps by nearest neighbours and convolution, which leaves no checkerboards.
-    mlp: four hidden fully connected layers without BatchNorm instead: can the method train that?
+    With `upsample`, maps grow by nearest-neighbour upsampling and convolution, which avoids the
+    checkerboard patterns of transposed convolutions.
     """
 
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False, mlp=False):
+    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
         super().__init__()
         self.z_dim = z_dim
-        layers = []
-        if mlp:
-            sizes = [z_dim] + 4 * [32 * width]
-            for n_in, n_out in zip(sizes, sizes[1:]):
-                layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-            layers += [nn.Linear(sizes[-1], math.prod(shape)), nn.Unflatten(1, tuple(shape))]
-        else:
-            sides = halved(shape[-1])[::-1]                                 # 4, 7, 14, 28
-            n = width * 2**(len(sides) - 2)                                 # 64, then 32, 16, 1
-            layers += [nn.Linear(z_dim, n * sides[0]**2), nn.Unflatten(1, (n, sides[0], sides[0]))]
-            for side in sides[1:]:
-                n_in, n = n, n // 2 if side < sides[-1] else shape[0]
-                layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
-                if upsample:
-                    layers += [nn.Upsample(size=side), nn.Conv2d(n_in, n, 3, padding=1)]
-                else:                   # the sides of D in reverse: 4 → 7 → 14 → 28
-                    layers.append(nn.ConvTranspose2d(n_in, n, 4 - side % 2, stride=2, padding=1))
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
+        layers = [nn.Linear(z_dim, channels[-1] * sizes[-1]**2),
+                  nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
+        for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
+            # A kernel of 4 doubles a side, and one of 3 makes an odd side.
+            n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
+            layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
+            if upsample:
+                layers += [nn.Upsample(size=sizes[i]), nn.Conv2d(n_in, n_out, 3, padding=1)]
+            else:
+                layers.append(nn.ConvTranspose2d(n_in, n_out, kernel, stride=2, padding=1))
         self.net = nn.Sequential(*layers, nn.Tanh())
-        if not mlp:                     # without BatchNorm, weights that small would silence G
-            self.apply(init_weights)
+        self.apply(init_weights)
 
     def forward(self, z):
         return self.net(z)
+
+
+class MLPGenerator(nn.Sequential):
+    """The same, of four hidden layers without BatchNorm (--mlp): a hard test for the method."""
+
+    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
+        n = 32 * width
+        super().__init__(
+            nn.Linear(z_dim, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
+            nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
+            nn.Linear(n, math.prod(shape)), nn.Unflatten(1, tuple(shape)), nn.Tanh())
+        self.z_dim = z_dim
 
 
 class Discriminator(nn.Module):
@@ -110,35 +111,30 @@ class Discriminator(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
-        *sides, last = halved(shape[-1])                                    # 28, 14, 7; 4
-        layers, n = [], shape[0]
-        for i, side in enumerate(sides):
-            n_in, n = n, width * 2**i                                       # 1, then 16, 32, 64
-            layers.append(nn.Conv2d(n_in, n, 4 - side % 2, stride=2, padding=1))
-            if i:                       # not right behind the images
-                layers.append(nn.BatchNorm2d(n))
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
+        layers, hidden = [], 32 * width
+        for i in range(len(sizes) - 1):
+            n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
+            layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
+            if i > 0:                   # no BatchNorm on the input
+                layers.append(nn.BatchNorm2d(n_out))
             layers.append(nn.LeakyReLU(0.2))
-        hidden = 32 * width             # its units see the whole image
-        self.trunk = nn.Sequential(
-            *layers, nn.Flatten(),
-            nn.Linear(n * last**2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2))
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
+        layers.append(nn.BatchNorm1d(hidden))
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))     # each unit sees all of the image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
-    def features(self, x):
-        """The hidden units, (B, 32 width): in eval mode, features for other tasks (section 5)."""
-        return self.trunk(x)
-
     def forward(self, x):
-        scores = self.score(self.features(x))
-        return scores.flatten().float()         # the losses are taken in float32, under --amp too
+        return self.score(self.trunk(x)).flatten().float()  # losses need float32, even with --amp
 
 
 # ---- losses ----
-# D = sigmoid(s), so log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s), finite for all scores s.
+# With D = sigmoid(s), log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s): finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """-E log D(x) and -E log(1 - D(G(z))) in nats, from scores (B,) of real images and of fakes."""
+    """-E log D(x) and -E log(1 - D(G(z))), from scores (B,) of real and of fake images."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
@@ -147,390 +143,291 @@ def generator_loss(s_fake):
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one update of each player ----
+# ---- one update of each player; what they return is logged ----
 
 def noise(G, n):
     """z ~ N(0, I), (n, z_dim), on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
-def autocast(device, amp):
-    """With --amp: bfloat16 where it is safe."""
-    return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
-
-
-def train_discriminator(G, D, opt, real, *, amp=False):
-    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes.
-
-    Returns four numbers, (4,): -E log D(x), -E log(1 - D(G(z))), E D(x), E D(G(z)).
-    """
-    with autocast(real.device, amp):
+def train_discriminator(G, D, opt, real, amp=nullcontext()):
+    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
+    with amp:                           # torch.autocast, if --amp is given
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(noise(G, len(real)))
-        s_real, s_fake = D(real), D(fake)   # apart: BatchNorm would mix them in one batch
+        s_real, s_fake = D(real), D(fake)   # in one batch, BatchNorm would mix them
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     D.zero_grad()
     (loss_real + loss_fake).backward()
     opt.step()
-    D_x, D_Gz = s_real.sigmoid().mean(), s_fake.sigmoid().mean()
-    return torch.stack([loss_real, loss_fake, D_x, D_Gz]).detach()
+    return {"loss_real": loss_real.detach(), "loss_fake": loss_fake.detach(),
+            "D(x)": s_real.detach().sigmoid().mean(), "D(G(z))": s_fake.detach().sigmoid().mean()}
 
 
-def train_generator(G, D, opt, n, *, amp=False):
-    """One step of G on n fakes. Returns its loss, -E log D(G(z)), one number, ()."""
-    z = noise(G, n)
-    with autocast(z.device, amp):
-        s_fake = D(G(z))
+def train_generator(G, D, opt, n, amp=nullcontext()):
+    """One step of G on n fakes."""
+    with amp:
+        s_fake = D(G(noise(G, n)))
     loss_G = generator_loss(s_fake)
     G.zero_grad()
-    # through D, but for G's weights only: D's own are not needed, frozen ones would be refused
-    loss_G.backward(inputs=[w for w in G.parameters() if w.requires_grad])
+    loss_G.backward(inputs=list(G.parameters()))    # through D, but not for D's weights
     opt.step()
-    return loss_G.detach()
+    return {"loss_G": loss_G.detach()}
 
-
-# ---- samples ----
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    # less while t is small: only about the last tenth of all updates counts, not the random start
+    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+
+    The decay starts small, or the random start would linger for thousands of updates.
+    """
     decay = min(decay, (1 + t) / (10 + t))
-    # the formula above, for all weights at once
-    get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
+    for average, weight in zip(G_ema.parameters(), G.parameters()):
+        average.lerp_(weight, 1 - decay)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm's statistics are copied: near enough
+        average.copy_(buffer)
 
 
 @torch.no_grad()
 def sample(G, z):
-    """G(z), (B, C, H, H) in [-1, 1], in eval mode: no image depends on the others of its batch."""
+    """G(z) in eval mode, so that no image depends on the others of its batch."""
     G.eval()
     images = G(z)
     G.train()
     return images
 
 
-def walks(z_dim, num, generator, steps=8):
-    """num z's, (num, z_dim): walks of `steps` each from one random z to another (see figure 4)."""
-    a, b = torch.randn(2, math.ceil(num / steps), 1, z_dim, generator=generator)
+def walks(n, z_dim, generator, steps=8):
+    """n noise vectors (n, z_dim): walks of `steps` each from one random z to another (figure 4)."""
+    a, b = torch.randn(2, math.ceil(n / steps), 1, z_dim, generator=generator)
     t = torch.linspace(0, math.pi / 2, steps)[:, None]
-    # on an arc, where each z is N(0, I) as a and b are; (a + b) / 2 would be too short for that
-    return (t.cos() * a + t.sin() * b).flatten(0, 1)[:num]
+    # On an arc every z is N(0, I), as a and b are; on a straight line (a + b) / 2 is too short.
+    return (t.cos() * a + t.sin() * b).flatten(0, 1)[:n]
 
 
 # ---- training ----
 
-def train(args, ckpt=None):
-    """Train anew, or on from a checkpoint; all files go to args.out."""
-    # imported here, so that all above this line works in a copy of this file alone, with torch only
-    from common import batches, default_data, load_images, save_gif, save_grid, spread
-    device = pick_device(args.device)
-    if args.amp and device.type == "mps":
-        fail("--amp: on cuda and cpu only")
-    if args.mlp and args.upsample:
-        fail("--upsample: not with --mlp, which has no maps")
-    torch.manual_seed(args.seed)
-    if args.data is None:
-        args.data = default_data(args.data_dir)
-    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                                 image_size=args.image_size, channels=args.channels)
-    shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
-    if len(images) < 2 or not 8 <= shape[-1] <= 256:
-        fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
-             "least 2, and an --image-size from 8 to 256")
+class GraphedUpdate:
+    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
 
-    layout = torch.channels_last if args.amp else torch.contiguous_format  # tensor cores like it
-    G = Generator(args.z_dim, shape, args.width, args.upsample, args.mlp)
-    G.to(device, memory_format=layout)
-    D = Discriminator(shape, args.width).to(device, memory_format=layout)
+    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
+    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    """
+
+    def __init__(self, update):
+        self.update, self.calls = update, 0
+
+    def __call__(self, *tensors):
+        self.calls += 1
+        if self.calls <= 3:
+            return self.update(*tensors)
+        if self.calls == 4:
+            self.inputs = [x.clone() for x in tensors]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):      # records, but runs nothing yet
+                self.stats = self.update(*self.inputs)
+        for old, new in zip(self.inputs, tensors):
+            old.copy_(new)
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+
+
+def train(args, ckpt=None):
+    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
+    from common import batches, default_data, load_images, save_gif, save_grid, spread
+    device, out = torch.device(args.device), Path(args.out)
+    last = out / "ckpt.pt"
+    if last.exists() and not (ckpt and last.samefile(args.resume)):
+        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+    if ckpt and ckpt["epoch"] >= args.epochs:
+        sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
+    use_graph = args.graph and device.type == "cuda"
+    if use_graph:       # the calls before a recording must not run on the default stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+    torch.manual_seed(args.seed)
+    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
+                            image_size=args.image_size, channels=args.channels)
+    shape = tuple(images.shape[1:])
+    args.channels, args.image_size = shape[0], shape[-1]
+    n_batches = max(1, len(images) // args.batch_size)
+
+    G = build_generator(args, shape).to(device)
+    D = Discriminator(shape, args.width).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    graph = args.graph and device.type == "cuda"
-    settings = dict(betas=(args.beta1, args.beta2), capturable=graph,
-                    fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **settings)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
-    nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
-    z = noise(G, 64)                    # the same for all grids, so that they show what changes
-    epoch, step, grids = 0, 0, []
+    optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
+                        capturable=use_graph)
+    opt_G = optimizer(G.parameters(), lr=args.lr)
+    opt_D = optimizer(D.parameters(), lr=args.lr_d)
+    parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
+    first_epoch, step, rows = 1, 0, []
     if ckpt:
-        try:
-            for name, net in nets.items():
-                net.load_state_dict(ckpt[name])
-            for name, opt in opts.items():      # their averages; the settings are those of this run
-                opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
-        except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: other networks (--width, --z-dim, image shape, …?)")
-        z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
-        if epoch >= args.epochs:
-            fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
+        for name, part in parts.items():
+            if name.startswith("opt"):      # learning rates and betas are those of this run's flags
+                ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(ckpt[name])
+        z = ckpt["z"].to(device)
+        first_epoch, step, rows = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"]
         torch.set_rng_state(ckpt["rng"])
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(ckpt["rng_cuda"])
+            torch.cuda.set_rng_state(ckpt["rng_cuda"], device)
 
-    out = Path(args.out)
-    own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
-    if (out / "ckpt.pt").exists() and not own:
-        fail(f"--out {out}: has a trained network; --resume that, or take another folder")
-    writer = open_tensorboard(out, step) if args.tensorboard else None
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    columns = ("loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G")
-    log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
     save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
-    print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
-          f"{n_batches} batches a pass, on {device}")
+    writer = None
+    if args.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
-    n = min(args.batch_size, len(images))
-    update_D = captured(lambda real: train_discriminator(G, D, opt_D, real, amp=args.amp), graph)
-    update_G = captured(lambda: train_generator(G, D, opt_G, n, amp=args.amp), graph)
-    save_every = args.save_every or max(1, round(args.epochs / 40))
-    remedy = "try a lower --lr, anew or from the last checkpoint"
-    log_D, log_G, logged, since = [], [], step, time.perf_counter()
-    while epoch < args.epochs:
-        epoch += 1
+    amp = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
+    update_D = partial(train_discriminator, G, D, opt_D, amp=amp)
+    update_G = partial(train_generator, G, D, opt_G, min(args.batch_size, len(images)), amp=amp)
+    if use_graph:
+        update_D, update_G = GraphedUpdate(update_D), GraphedUpdate(update_G)
+
+    print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
+    save_every = args.save_every or max(1, args.epochs // 40)
+    history = defaultdict(list)         # name: the values since the last line of the log
+    last_log = last_save = time.time()
+    for epoch in range(first_epoch, args.epochs + 1):
         for i, real in enumerate(batches(images, args.batch_size), 1):
             step += 1
-            log_D.append(update_D(real))
-            log_G.append(update_G())
+            stats = update_D(real)
+            stats |= update_G()
             update_ema(G_ema, G, args.ema, step)
+            for name, value in stats.items():
+                history[name].append(value)
 
-            if i == n_batches or time.perf_counter() > since + args.log_every:
-                # means since the last line; within a pass the host waits for the device only here
-                means = torch.cat([torch.stack(log_D).mean(0), torch.stack(log_G).mean(0)[None]])
-                values = means.tolist()
-                if not all(map(math.isfinite, values)):
-                    fail(f"a loss is not finite at step {step}; {remedy}")
-                speed = (step - logged) * len(real) / (time.perf_counter() - since)
-                left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
-                print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)),
-                      f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
-                print(epoch, step, *values, speed, sep=",", file=log)
+            if i == n_batches or time.time() - last_log > args.log_every:
+                # .item() waits for the GPU; nothing else in this loop does.
+                means = {name: torch.stack(v).mean().item() for name, v in history.items()}
+                speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
+                minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
+                text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+                print(f"epoch {epoch}/{args.epochs} step {step} {text} {speed:.0f} images/s, "
+                      f"{minutes:.1f} min left", flush=True)
+                weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
+                if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
+                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
-                    for name, value in zip(columns, values):
+                    for name, value in means.items():
                         writer.add_scalar(name, value, step)
-                log_D, log_G, logged, since = [], [], step, time.perf_counter()
+                history.clear()
+                last_log = time.time()
 
-        if epoch % save_every == 0 or epoch == args.epochs:
-            if not all(w.isfinite().all() for net in (G, D) for w in net.state_dict().values()):
-                fail(f"a weight is not finite at step {step}; {remedy}")
-            grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
-            save_grid(images_z, out / grids[-1])
+        if epoch % save_every == 0 or epoch == args.epochs or time.time() - last_save > 60:
+            grid = sample(G_ema, z)
+            save_grid(grid, out / f"samples/{epoch:04}.png")
             if writer:
-                writer.add_images("samples", images_z / 2 + 0.5, step)
-            state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
-                     "grids": grids, "z": z,
-                     "args": {name: v for name, v in vars(args).items() if name not in THIS_RUN},
-                     **{name: part.state_dict() for name, part in {**nets, **opts}.items()},
-                     "rng": torch.get_rng_state(),
-                     "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None}
-            save_checkpoint(state, out / "ckpt.pt")
+                writer.add_images("samples", grid / 2 + 0.5, step)
+            with open(out / "log.csv", "w", newline="") as file:
+                table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+                table.writeheader()
+                table.writerows(rows)
+            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            torch.save({
+                "script": SCRIPT, "args": vars(args), "shape": shape,
+                "epoch": epoch, "step": step, "rows": rows, "z": z,
+                **{name: part.state_dict() for name, part in parts.items()},
+                "rng": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            }, buffer)
+            (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
+            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
             if args.keep:
-                save_checkpoint(state, out / f"ckpt_{epoch:04}.pt")
-            since = time.perf_counter()
-    if writer:
-        writer.close()
-    save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
-    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample "
-          + shlex.quote(str(out / "ckpt.pt")))
+                (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
+            last_log = last_save = time.time()
+    grids = sorted(out.glob("samples/[0-9]*.png"), key=lambda path: int(path.stem))
+    save_gif(grids, out / "samples.gif")
+    print(f'wrote {out}; for more images: python {SCRIPT}.py --sample "{last}"')
+
+
+def build_generator(args, shape):
+    if args.mlp:
+        return MLPGenerator(args.z_dim, shape, args.width)
+    return Generator(args.z_dim, shape, args.width, args.upsample)
 
 
 def sample_checkpoint(args, ckpt):
-    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
-
-    With --walk each eight of them, a row of the grid, go from one z to another.
-    """
-    from common import save_grid
-    device, out = pick_device(args.device), Path(args.out)
-    try:
-        sizes = {name: ckpt["args"][name] for name in ("z_dim", "width", "upsample", "mlp")}
-        G = Generator(shape=ckpt["shape"], **sizes).to(device)
-        G.load_state_dict(ckpt["G_ema"])
-    except (KeyError, RuntimeError):
-        fail(f"--sample {args.sample}: is of another Generator than that of this file")
-    # drawn on the CPU, so that a seed means the same images on every device
-    generator = torch.Generator().manual_seed(args.seed)
-    z = walks(G.z_dim, args.num, generator) if args.walk else torch.randn(
-        args.num, G.z_dim, generator=generator)
-    images = torch.cat([sample(G, part.to(device)).cpu() for part in z.split(500)])
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(images, out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):          # samples of two runs in one folder would be measured as one
-            fail(f"--out {out}: has files in it; take a new folder")
-        for i, image in enumerate(images):
-            save_grid(image[None], out / f"{i:05}.png")
-    print(f"wrote {args.num} images to {out}")
-
-
-# ---- files, devices, errors ----
-
-def save_checkpoint(ckpt, path):
-    """Write beside `path`, then move into place: no kill, no full disk can leave half a file."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        torch.save(ckpt, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:    # a full disk is a RuntimeError of torch's writer
-        fail(f"{path} cannot be written; is the disk full? ({str(error).splitlines()[0]})")
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path, flag):
-    """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
-    if not os.path.isfile(path):
-        fail(f"{flag} {path}: there is no such file; networks are called ckpt.pt")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # fail() says it in one line
-            ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        script, _ = ckpt["script"], ckpt["args"]["width"]
-    except Exception:                   # whatever zip files, pickles and dicts of others may raise
-        fail(f"{flag} {path}: damaged, or not a checkpoint")
-    if script != SCRIPT:
-        fail(f"{flag} {path}: was written by {script}.py; use that")
-    return ckpt
-
-
-def open_log(path, step, header):
-    """Open log.csv behind the whole rows up to `step`, those that a resumed run builds on."""
-    rows = path.read_text().splitlines()[1:] if step and path.exists() else []
-    rows = [row for row in rows if row.count(",") == len(header) - 1]
-    log = open(path, "w", buffering=1)
-    print(",".join(header), *(row for row in rows if int(row.split(",")[1]) <= step),
-          sep="\n", file=log)
-    return log
-
-
-def open_tensorboard(out, step):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        fail("--tensorboard: is not installed; pip install tensorboard")
-    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-
-def pick_device(name):
-    mps = torch.backends.mps.is_available()
-    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
-    if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
-        fail(f"--device {name}: there is none that torch can use; try --device auto")
-    return torch.device(name)
-
-
-def captured(update, graph=True):
-    """On a GPU, update (a function of tensors) as one CUDA graph: one launch for its hundreds.
-
-    Three calls run as they are, the fourth is recorded, and from then on that is replayed. Its
-    kernels come back, with new random numbers, but no Python: shapes and settings stay what they
-    were. If not `graph`, `update` itself.
-    """
-    if not graph:
-        return update
-    recording, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    calls, inputs, result = 0, (), None
-
-    def call(*tensors):
-        nonlocal calls, inputs, result
-        calls += 1
-        if calls <= 3:                  # before it records, CUDA wants this on a stream of its own
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                value = update(*tensors)
-            torch.cuda.current_stream().wait_stream(side)
-            return value
-        if calls == 4:
-            inputs = [tensor.clone() for tensor in tensors]
-            with torch.cuda.graph(recording):           # nothing is computed here
-                result = update(*inputs)
-        for recorded, tensor in zip(inputs, tensors):
-            recorded.copy_(tensor)
-        recording.replay()
-        return result.clone()           # the next replay will write over it
-    return call
-
-
-def fail(message):
-    """End on an error that the user can mend: one line, and exit code 2 as argparse has it."""
-    print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
+    from common import save_images
+    G = build_generator(args, ckpt["shape"])
+    G.load_state_dict(ckpt["G_ema"])
+    G.to(args.device)
+    # Drawn on the CPU, so that a seed gives the same images on every device.
+    draw = walks if args.walk else torch.randn
+    z = draw(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
+    images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
+    save_images(images, args.out)
 
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num", "walk")     # not kept in a checkpoint
-
-
-def between(kind, low, high):
-    """An argparse type: a number from low to high."""
-    def number(text):
-        value = kind(text)
-        if not low <= value <= high:    # true of nan as well
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return value
-    number.__name__ = "whole number" if kind is int else "number"   # for argparse's message
-    return number
-
-
 def get_args(argv=None):
-    """The settings, and with --resume or --sample the checkpoint, else None."""
-    parser = argparse.ArgumentParser(SCRIPT + ".py", description=(__doc__ or "").split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = fail
-    switch = argparse.BooleanOptionalAction
-    positive, fraction = between(int, 1, 10**9), between(float, 0, 0.999999)
-    arg = parser.add_argument_group("data").add_argument
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; not given: mnist, "
-                  "or strokes where it cannot be downloaded")
-    arg("--data-dir", default="data", help="for downloads and decoded folders")
-    arg("--classes", nargs="+", help="names or numbers (from 0) of those to train on")
-    arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
-    arg = parser.add_argument_group("training").add_argument
-    arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
-    arg("--batch-size", type=between(int, 2, 10**6), default=64, help="BatchNorm needs 2 or more")
-    arg("--lr", type=between(float, 1e-9, 1), default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=2e-4, help="learning rate of D; 0: G's")
-    arg("--beta1", type=fraction, default=0.5, help="of Adam")
-    arg("--beta2", type=fraction, default=0.999, help="of Adam")
-    arg("--z-dim", type=between(int, 1, 10**5), default=100, help="numbers in z")
-    arg("--width", type=between(int, 1, 10**4), default=16, help="channels of the largest maps")
-    arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
-    arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
-    arg("--upsample", action=switch, default=False, help="G from upsampling and convolution")
-    arg("--mlp", action=switch, default=False, help="G of fully connected layers, no BatchNorm")
-    arg = parser.add_argument_group("output").add_argument
-    arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
-    arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")
-    arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: about 40 a run")
-    arg("--keep", action=switch, default=False, help="keep every checkpoint")
-    arg("--tensorboard", action=switch, default=False, help="log for TensorBoard, too")
-    arg = parser.add_argument_group("machine").add_argument
-    arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
-    arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
-    arg("--graph", action=switch, default=True, help="on cuda: record the updates, see captured()")
-    group = parser.add_argument_group("modes")
-    group.add_argument("--walk", action="store_true", help="with --sample: walks, a row each")
-    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="images to --sample")
-    arg = group.add_mutually_exclusive_group().add_argument
-    arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
-    arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
+    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arg = parser.add_argument
+    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    # data
+    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data-dir", default="data", help="where downloads and caches are kept")
+    arg("--classes", nargs="+", help="train on these classes only, by name or number")
+    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    # training
+    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
+    arg("--batch-size", type=int, default=64)
+    arg("--lr", type=float, default=1e-3, help="learning rate of G")
+    arg("--lr-d", type=float, default=2e-4, help="learning rate of D")
+    arg("--beta1", type=float, default=0.5, help="Adam's momentum")
+    arg("--beta2", type=float, default=0.999)
+    arg("--upsample", action=switch, default=False, help="upsample and convolve in G")
+    arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
+    arg("--z-dim", type=int, default=100)
+    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
+    arg("--seed", type=int, default=0)
+    # output
+    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
+    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
+    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
+    # machine
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
+    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
+    either("--sample", metavar="CKPT", help="generate images with a trained G")
+    arg("--num", type=int, default=64, help="how many images to --sample")
+    arg("--walk", action=switch, default=False, help="--sample rows that go from one z to another")
 
-    args = parser.parse_args(argv)
-    flag, path = ("--resume", args.resume) if args.sample is None else ("--sample", args.sample)
-    ckpt, folder = None, Path("out", SCRIPT)
-    if path is not None:
-        ckpt, folder = load_checkpoint(path, flag), Path(path).parent
-        parser.set_defaults(**ckpt["args"])
+    args, ckpt = parser.parse_args(argv), None
+    path = args.resume or args.sample
+    if path:
+        try:
+            ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:      # no such file, damaged, or a pickle that could run code
+            parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
+        if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
+            parser.error(f"{path} was not saved by {SCRIPT}.py")
+        this_run = ("out", "device", "resume", "sample", "num", "walk")
+        parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)
-    if args.walk and not args.sample:
-        fail("--walk: only with --sample")
+        # What G and D are built from cannot change.
+        for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
+            if vars(args)[name] != ckpt["args"][name]:
+                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+    if min(args.epochs, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
+        parser.error("--batch-size must be at least 2, and every other count at least 1")
+    decays = args.beta1, args.beta2, args.ema
+    if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
+        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+    folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
 
@@ -542,20 +439,10 @@ def main(argv=None):
             sample_checkpoint(args, ckpt)
         else:
             train(args, ckpt)
-    except OSError as error:            # data that are not there, a folder that cannot be written
-        fail(error if error.filename or not error.errno else f"--out {args.out}: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
+    except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        last = Path(args.out, "ckpt.pt")
-        if args.sample:
-            print(f"\nstopped; {args.out} is not complete")
-        else:
-            print(f"\nstopped; to go on: python {SCRIPT}.py --resume {shlex.quote(str(last))}"
-                  if last.exists() else "\nstopped; nothing was saved yet")
-        sys.exit(130)
+        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
 
 
 if __name__ == "__main__":

@@ -1,57 +1,52 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
-A generator G turns noise z into an image G(z); a discriminator D gives the probability D(x) that
-an image x is real. With E the mean over the training images x, or over z ~ N(0, I):
+A generator G turns noise z into an image G(z). A discriminator D estimates the probability D(x)
+that an image x is real. They are trained against each other. With E the mean over the training
+images x, or over z ~ N(0, I):
 
-    D maximises  V(D, G) = E log D(x) + E log(1 - D(G(z)))
-    G minimises  V(D, G)            with --loss minimax, or
-    G maximises  E log D(G(z))      with --loss ns, "non-saturating", the default
+    D maximises  V = E log D(x) + E log(1 - D(G(z)))
+    G minimises  V                      with --loss minimax, or
+    G maximises  E log D(G(z))          with --loss ns, the "non-saturating" default
 
-Why this makes images (section 4.1): let p_data and p_g be the densities of x and of G(z). For a
-given G the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and V(D*, G) = 2 JSD - log 4, where
-JSD is the Jensen-Shannon divergence of p_data and p_g: 0 where they are equal, log 2 = 0.693 at
-most. So a G that lowers V against a good D moves p_g towards p_data; once there, D(x) = 1/2.
+Why this works (section 4.1): for a fixed G the best possible D is D*(x) = p_data(x) / (p_data(x) +
+p_g(x)), and V(D*, G) = 2 JSD - log 4, where JSD is the Jensen-Shannon divergence between the real
+and the generated distribution: 0 if they are equal, log 2 = 0.693 at most. So by lowering V against
+a good D, G moves its distribution towards the real one. (The non-saturating loss has the same
+solution, but does not minimise the JSD.) No D beats D*, so log 2 - (loss_real + loss_fake) / 2 is
+at most the JSD. The log has this bound as `jsd`. A weak D makes it too small, even negative, and a
+D that memorises the training images makes it too large, so always look at the images as well.
 
-No D beats D*, so V(D, G) <= 2 JSD - log 4 for each D. With loss_real = -E log D(x), loss_fake =
--E log(1 - D(G(z))) and V = -(loss_real + loss_fake) this gives log 2 - (loss_real + loss_fake) / 2
-<= JSD, logged as jsd. It is small when the images are good, but also when D is weak: look at the
-images. (Below 0: D does worse than if it said 1/2 of all. Too high: D overfits.)
+Why non-saturating (section 3): let s be the raw score of a fake and p = sigmoid(s) = D(G(z)). The
+slope of log(1 - p) with respect to s is -p. It vanishes when D rejects every fake, which is exactly
+when G has the most to learn. The slope of log p is 1 - p, which is then close to 1.
 
-Why "ns": write p = sigmoid(s) for D(G(z)). The slope of log(1 - p) in s is -p, next to nothing
-while D rejects all fakes, when G has the most to learn; that of -log p is -(1 - p), near -1 then.
-(With the defaults D never wins by that much, and minimax does as well.)
+What differs from the paper: Adam without momentum instead of SGD with momentum, BatchNorm and GELU
+in G, LeakyReLU in D (the paper has maxout and dropout), normal instead of uniform noise, and
+samples come from G_ema, a copy of G with averaged weights.
 
-Not as in the paper: Adam without momentum, BatchNorm and GELU in G, LeakyReLU in D (the paper has
-maxout and dropout there), normal z (uniform), and samples from a moving average of G's weights.
+In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693, while the images
+keep improving. In an unhealthy one D(G(z)) goes to 0, or all images look alike.
 
-A healthy run: after some hundred steps D(x) and D(G(z)) stay near 0.5, loss_real, loss_fake and
-loss_G near 0.693, jsd near 0, and the images get better all the same, as both players do. (In long
-runs D(x) and D(G(z)) drift apart a little.) In an unhealthy one D(G(z)) goes to 0, or all images
-look alike.
-
-Measured on MNIST: cFID (see README) 30 to 35 for three seeds after 10 passes, 1 to 2 minutes on 2
-CPU cores, and log-likelihood by Parzen windows 223 to 225 nats (the paper: 225).
-
-    python gan_mlp.py                                   # MNIST, 10 passes, into out/gan_mlp
+    python gan_mlp.py                                   # MNIST, 10 epochs, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png
-    python gan_mlp.py --data FOLDER --image-size 32 --out out/mine      # images of your own
+    python gan_mlp.py --data FOLDER --image-size 32 --out out/mine      # your own images
 """
 
 import argparse
-import contextlib
 import copy
+import csv
+import io
 import math
-import os
-import shlex
 import sys
 import time
-import warnings
+from collections import defaultdict
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCRIPT = "gan_mlp"
 
@@ -64,20 +59,26 @@ class Generator(nn.Module):
     def __init__(self, z_dim=96, shape=(1, 28, 28), width=96):
         super().__init__()
         self.z_dim, self.shape = z_dim, tuple(shape)
-        sizes = [z_dim, width, 2 * width, 4 * width]
-        layers = []
-        for n_in, n_out in zip(sizes, sizes[1:]):
-            # no bias: BatchNorm adds one. It is in G only: D's batches are all real or all fake,
-            # and their statistics would give away which
-            layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()]
-        self.net = nn.Sequential(*layers, nn.Linear(4 * width, math.prod(shape)), nn.Tanh())
+
+        def block(n_in, n_out):
+            return nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()
+
+        self.net = nn.Sequential(
+            *block(z_dim, width),
+            *block(width, 2 * width),
+            *block(2 * width, 4 * width),
+            nn.Linear(4 * width, math.prod(shape)), nn.Tanh(),
+        )
 
     def forward(self, z):
         return self.net(z).view(-1, *self.shape)
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to raw scores (B,); D(x) is their sigmoid."""
+    """Images (B, C, H, W) in [-1, 1] to raw scores (B,); D(x) is their sigmoid.
+
+    No BatchNorm, so that each score depends on one image only: train_discriminator relies on it.
+    """
 
     def __init__(self, shape=(1, 28, 28), width=96):
         super().__init__()
@@ -89,93 +90,81 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x):
-        return self.net(x).flatten().float()    # the losses are taken in float32, under --amp too
+        return self.net(x).flatten().float()    # losses need float32, even with --amp
 
 
 # ---- losses ----
-# D = sigmoid(s), so log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s), finite for all scores s.
+# With D = sigmoid(s), log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s): finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """-E log D(x) and -E log(1 - D(G(z))) in nats, from scores (B,) of real images and of fakes."""
+    """-E log D(x) and -E log(1 - D(G(z))), from scores (B,) of real and of fake images."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake, loss="ns"):
-    """What G minimises, from scores (B,): -E log D(G(z)) ("ns"), E log(1 - D(G(z))) ("minimax")."""
-    return -F.logsigmoid(s_fake).mean() if loss == "ns" else F.logsigmoid(-s_fake).mean()
+    """-E log D(G(z)) for "ns", E log(1 - D(G(z))) for "minimax", from scores (B,) of fakes."""
+    if loss == "minimax":
+        return F.logsigmoid(-s_fake).mean()
+    return -F.logsigmoid(s_fake).mean()
 
 
-def jsd_bound(loss_D):
-    """log 2 - loss_D / 2 <= JSD(p_data || p_g), with equality for D* (section 4.1)."""
-    return math.log(2) - loss_D / 2
-
-
-# ---- one update of each player (Algorithm 1) ----
+# ---- one update of each player (Algorithm 1); what they return is logged ----
 
 def noise(G, n):
     """z ~ N(0, I), (n, z_dim), on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
-def autocast(device, amp):
-    """With --amp: bfloat16 where it is safe."""
-    return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
-
-
-def train_discriminator(G, D, opt, real, *, amp=False):
-    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes.
-
-    Returns four numbers, (4,): -E log D(x), -E log(1 - D(G(z))), E D(x), E D(G(z)).
-    """
-    with autocast(real.device, amp):
+def train_discriminator(G, D, opt, real, amp=nullcontext()):
+    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes."""
+    with amp:                           # torch.autocast, if --amp is given
         with torch.no_grad():           # D's step needs no gradient through G
             fake = G(noise(G, len(real)))
-        # one call for both is faster, and the same as two: no layer of D mixes images
+        # One call is faster than two and gives the same scores: no layer of D mixes images.
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     D.zero_grad()
     (loss_real + loss_fake).backward()
     opt.step()
-    D_x, D_Gz = s_real.sigmoid().mean(), s_fake.sigmoid().mean()
-    return torch.stack([loss_real, loss_fake, D_x, D_Gz]).detach()
+    return {"loss_real": loss_real.detach(), "loss_fake": loss_fake.detach(),
+            "D(x)": s_real.detach().sigmoid().mean(), "D(G(z))": s_fake.detach().sigmoid().mean(),
+            "jsd": math.log(2) - (loss_real + loss_fake).detach() / 2}
 
 
-def train_generator(G, D, opt, n, *, loss="ns", l1=0.0, real=None, amp=False):
-    """One step of G on n fakes. Returns the adversarial loss of G, one number, ().
+def train_generator(G, D, opt, real, loss="ns", l1=0.0, amp=nullcontext()):
+    """One step of G on as many fakes as there are real images.
 
-    l1 > 0 adds l1 E|G(z) - x| over the images `real` (n, C, H, W), to see what it does: some
-    tutorials have it, yet G(z) and x are no pair, so it pulls every G(z) to one image, the
-    pixel-wise median of the data.
+    With l1 > 0 it also minimises l1 E|G(z) - x|, as some tutorials do. But G(z) and x are not
+    pairs, so this pulls every G(z) towards the same image, the pixel-wise median of the data.
     """
-    z = noise(G, n)
-    with autocast(z.device, amp):
+    z = noise(G, len(real))
+    with amp:
         fake = G(z)
         s_fake = D(fake)
     loss_G = generator_loss(s_fake, loss)
     total = loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G
     G.zero_grad()
-    # through D, but for G's weights only: D's own are not needed, frozen ones would be refused
-    total.backward(inputs=[w for w in G.parameters() if w.requires_grad])
+    total.backward(inputs=list(G.parameters()))     # through D, but not for D's weights
     opt.step()
-    return loss_G.detach()
+    return {"loss_G": loss_G.detach()}
 
-
-# ---- samples ----
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """After G's t-th update: G_ema = decay G_ema + (1 - decay) G. It is steadier than G."""
-    # less while t is small: only about the last tenth of all updates counts, not the random start
+    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+
+    The decay starts small, or the random start would linger for thousands of updates.
+    """
     decay = min(decay, (1 + t) / (10 + t))
-    # the formula above, for all weights at once
-    get_ema_multi_avg_fn(decay)(list(G_ema.parameters()), list(G.parameters()), None)
+    for average, weight in zip(G_ema.parameters(), G.parameters()):
+        average.lerp_(weight, 1 - decay)
     for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)           # BatchNorm's statistics are copied: near enough
+        average.copy_(buffer)
 
 
 @torch.no_grad()
 def sample(G, z):
-    """G(z), (B, C, H, W) in [-1, 1], in eval mode: no image depends on the others of its batch."""
+    """G(z) in eval mode, so that no image depends on the others of its batch."""
     G.eval()
     images = G(z)
     G.train()
@@ -184,310 +173,221 @@ def sample(G, z):
 
 # ---- training ----
 
+class GraphedUpdate:
+    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
+
+    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
+    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    """
+
+    def __init__(self, update):
+        self.update, self.calls = update, 0
+
+    def __call__(self, *tensors):
+        self.calls += 1
+        if self.calls <= 3:
+            return self.update(*tensors)
+        if self.calls == 4:
+            self.inputs = [x.clone() for x in tensors]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):      # records, but runs nothing yet
+                self.stats = self.update(*self.inputs)
+        for old, new in zip(self.inputs, tensors):
+            old.copy_(new)
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+
+
 def train(args, ckpt=None):
-    """Train anew, or on from a checkpoint; all files go to args.out."""
-    # imported here, so that all above this line works in a copy of this file alone, with torch only
+    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
-    device = pick_device(args.device)
-    if args.amp and device.type == "mps":
-        fail("--amp: on cuda and cpu only")
+    device, out = torch.device(args.device), Path(args.out)
+    last = out / "ckpt.pt"
+    if last.exists() and not (ckpt and last.samefile(args.resume)):
+        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+    if ckpt and ckpt["epoch"] >= args.epochs:
+        sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
+    use_graph = args.graph and device.type == "cuda"
+    if use_graph:       # the calls before a recording must not run on the default stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    if args.data is None:
-        args.data = default_data(args.data_dir)
-    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                                 image_size=args.image_size, channels=args.channels)
-    shape, n_batches = tuple(images.shape[1:]), max(1, len(images) // args.batch_size)
-    if len(images) < 2 or shape[-1] > 256:
-        fail(f"--data {args.data}: {len(images)} image(s) of side {shape[-1]} to train on; take at "
-             "least 2, and an --image-size of at most 256")
+    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
+                            image_size=args.image_size, channels=args.channels)
+    shape = tuple(images.shape[1:])
+    args.channels, args.image_size = shape[0], shape[-1]
+    n_batches = max(1, len(images) // args.batch_size)
 
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    graph = args.graph and device.type == "cuda"
-    settings = dict(betas=(args.beta1, args.beta2), capturable=graph,
-                    weight_decay=args.weight_decay,
-                    fused=device.type != "mps")     # one kernel for all weights; none on mps in 2.4
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr, **settings)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or args.lr, **settings)
-    nets, opts = {"G": G, "D": D, "G_ema": G_ema}, {"opt_G": opt_G, "opt_D": opt_D}
-    z = noise(G, 64)                    # the same for all grids, so that they show what changes
-    epoch, step, grids = 0, 0, []
+    optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
+                        weight_decay=args.weight_decay, capturable=use_graph)
+    opt_G = optimizer(G.parameters(), lr=args.lr)
+    opt_D = optimizer(D.parameters(), lr=args.lr_d)
+    parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
+    first_epoch, step, rows = 1, 0, []
     if ckpt:
-        try:
-            for name, net in nets.items():
-                net.load_state_dict(ckpt[name])
-            for name, opt in opts.items():      # their averages; the settings are those of this run
-                opt.load_state_dict({**opt.state_dict(), "state": ckpt[name]["state"]})
-        except (KeyError, RuntimeError, ValueError):
-            fail(f"--resume {args.resume}: other networks (--width, --z-dim, image shape, …?)")
-        z, epoch, step, grids = ckpt["z"].to(device), ckpt["epoch"], ckpt["step"], ckpt["grids"]
-        if epoch >= args.epochs:
-            fail(f"--epochs {args.epochs}: {args.resume} has done {epoch}; ask for more in total")
+        for name, part in parts.items():
+            if name.startswith("opt"):      # learning rates and betas are those of this run's flags
+                ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(ckpt[name])
+        z = ckpt["z"].to(device)
+        first_epoch, step, rows = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"]
         torch.set_rng_state(ckpt["rng"])
         if device.type == "cuda" and ckpt["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(ckpt["rng_cuda"])
-    if step // args.k == (step + (args.epochs - epoch) * n_batches) // args.k:
-        fail(f"--k {args.k}: G would not move in this run; lower it or raise --epochs")
+            torch.cuda.set_rng_state(ckpt["rng_cuda"], device)
 
-    out = Path(args.out)
-    own = ckpt and out.absolute() == Path(args.resume).parent.absolute()
-    if (out / "ckpt.pt").exists() and not own:
-        fail(f"--out {out}: has a trained network; --resume that, or take another folder")
-    writer = open_tensorboard(out, step) if args.tensorboard else None
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    columns = ("loss_real", "loss_fake", "D(x)", "D(G(z))", "loss_G", "jsd")
-    log = open_log(out / "log.csv", step, ("epoch", "step", *columns, "images/s"))
     save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
-    print(f"{args.data}: {len(images):,} images {shape}, {len(labels.unique())} class(es), "
-          f"{n_batches} batches a pass, on {device}")
+    writer = None
+    if args.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
-    update_D = captured(lambda real: train_discriminator(G, D, opt_D, real, amp=args.amp), graph)
-    update_G = captured(lambda real: train_generator(
-        G, D, opt_G, len(real), loss=args.loss, l1=args.l1, real=real, amp=args.amp), graph)
-    save_every = args.save_every or max(1, round(args.epochs / 40))
-    remedy = "try a lower --lr, anew or from the last checkpoint"
-    log_D, log_G, logged, since = [], [], step, time.perf_counter()
-    while epoch < args.epochs:
-        epoch += 1
+    amp = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
+    update_D = partial(train_discriminator, G, D, opt_D, amp=amp)
+    update_G = partial(train_generator, G, D, opt_G, loss=args.loss, l1=args.l1, amp=amp)
+    if use_graph:
+        update_D, update_G = GraphedUpdate(update_D), GraphedUpdate(update_G)
+
+    print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
+    save_every = args.save_every or max(1, args.epochs // 40)
+    history = defaultdict(list)         # name: the values since the last line of the log
+    last_log = last_save = time.time()
+    for epoch in range(first_epoch, args.epochs + 1):
         for i, real in enumerate(batches(images, args.batch_size), 1):
             step += 1
-            log_D.append(update_D(real))
+            stats = update_D(real)
             if step % args.k == 0:
-                log_G.append(update_G(real))
+                stats |= update_G(real)
                 update_ema(G_ema, G, args.ema, step // args.k)
+            for name, value in stats.items():
+                history[name].append(value)
 
-            if log_G and (i == n_batches or time.perf_counter() > since + args.log_every):
-                # means since the last line; within a pass the host waits for the device only here
-                means = torch.cat([torch.stack(log_D).mean(0), torch.stack(log_G).mean(0)[None]])
-                values = means.tolist()
-                if not all(map(math.isfinite, values)):
-                    fail(f"a loss is not finite at step {step}; {remedy}")
-                values.append(jsd_bound(values[0] + values[1]))
-                speed = (step - logged) * len(real) / (time.perf_counter() - since)
-                left = int(((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed)
-                print(f"epoch {epoch}/{args.epochs} step {step} ",
-                      *(f"{name} {value:.4f}" for name, value in zip(columns, values)),
-                      f" {speed:.0f} images/s, {left // 60}:{left % 60:02} left", flush=True)
-                print(epoch, step, *values, speed, sep=",", file=log)
+            if i == n_batches or time.time() - last_log > args.log_every:
+                # .item() waits for the GPU; nothing else in this loop does.
+                means = {name: torch.stack(v).mean().item() for name, v in history.items()}
+                speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
+                minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
+                text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+                print(f"epoch {epoch}/{args.epochs} step {step} {text} {speed:.0f} images/s, "
+                      f"{minutes:.1f} min left", flush=True)
+                weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
+                if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
+                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
-                    for name, value in zip(columns, values):
+                    for name, value in means.items():
                         writer.add_scalar(name, value, step)
-                log_D, log_G, logged, since = [], [], step, time.perf_counter()
+                history.clear()
+                last_log = time.time()
 
-        if epoch % save_every == 0 or epoch == args.epochs:
-            if not all(w.isfinite().all() for net in (G, D) for w in net.state_dict().values()):
-                fail(f"a weight is not finite at step {step}; {remedy}")
-            grids, images_z = [*grids, f"samples/{epoch:04}.png"], sample(G_ema, z)
-            save_grid(images_z, out / grids[-1])
+        if epoch % save_every == 0 or epoch == args.epochs or time.time() - last_save > 60:
+            grid = sample(G_ema, z)
+            save_grid(grid, out / f"samples/{epoch:04}.png")
             if writer:
-                writer.add_images("samples", images_z / 2 + 0.5, step)
-            state = {"script": SCRIPT, "shape": shape, "epoch": epoch, "step": step,
-                     "grids": grids, "z": z,
-                     "args": {name: v for name, v in vars(args).items() if name not in THIS_RUN},
-                     **{name: part.state_dict() for name, part in {**nets, **opts}.items()},
-                     "rng": torch.get_rng_state(),
-                     "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None}
-            save_checkpoint(state, out / "ckpt.pt")
+                writer.add_images("samples", grid / 2 + 0.5, step)
+            with open(out / "log.csv", "w", newline="") as file:
+                table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+                table.writeheader()
+                table.writerows(rows)
+            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            torch.save({
+                "script": SCRIPT, "args": vars(args), "shape": shape,
+                "epoch": epoch, "step": step, "rows": rows, "z": z,
+                **{name: part.state_dict() for name, part in parts.items()},
+                "rng": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            }, buffer)
+            (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
+            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
             if args.keep:
-                save_checkpoint(state, out / f"ckpt_{epoch:04}.pt")
-            since = time.perf_counter()
-    if writer:
-        writer.close()
-    save_gif([out / grid for grid in grids if (out / grid).exists()], out / "samples.gif")
-    print(f"wrote {out / grids[-1]}; more: python {SCRIPT}.py --sample "
-          + shlex.quote(str(out / "ckpt.pt")))
+                (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
+            last_log = last_save = time.time()
+    grids = sorted(out.glob("samples/[0-9]*.png"), key=lambda path: int(path.stem))
+    save_gif(grids, out / "samples.gif")
+    print(f'wrote {out}; for more images: python {SCRIPT}.py --sample "{last}"')
 
 
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
-    from common import save_grid
-    device, out = pick_device(args.device), Path(args.out)
-    G = Generator(ckpt["args"]["z_dim"], ckpt["shape"], ckpt["args"]["width"]).to(device)
-    try:
-        G.load_state_dict(ckpt["G_ema"])
-    except (KeyError, RuntimeError):
-        fail(f"--sample {args.sample}: is of another Generator than that of this file")
-    # drawn on the CPU, so that a seed means the same images on every device
+    from common import save_images
+    G = Generator(args.z_dim, ckpt["shape"], args.width)
+    G.load_state_dict(ckpt["G_ema"])
+    G.to(args.device)
+    # Drawn on the CPU, so that a seed gives the same images on every device.
     z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
-    images = torch.cat([sample(G, part.to(device)).cpu() for part in z.split(500)])
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(images, out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):          # samples of two runs in one folder would be measured as one
-            fail(f"--out {out}: has files in it; take a new folder")
-        for i, image in enumerate(images):
-            save_grid(image[None], out / f"{i:05}.png")
-    print(f"wrote {args.num} images to {out}")
-
-
-# ---- files, devices, errors ----
-
-def save_checkpoint(ckpt, path):
-    """Write beside `path`, then move into place: no kill, no full disk can leave half a file."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        torch.save(ckpt, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:    # a full disk is a RuntimeError of torch's writer
-        fail(f"{path} cannot be written; is the disk full? ({str(error).splitlines()[0]})")
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path, flag):
-    """What save_checkpoint wrote. weights_only: no code that a pickle may hold is run."""
-    if not os.path.isfile(path):
-        fail(f"{flag} {path}: there is no such file; networks are called ckpt.pt")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # fail() says it in one line
-            ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        script, _ = ckpt["script"], ckpt["args"]["width"]
-    except Exception:                   # whatever zip files, pickles and dicts of others may raise
-        fail(f"{flag} {path}: damaged, or not a checkpoint")
-    if script != SCRIPT:
-        fail(f"{flag} {path}: was written by {script}.py; use that")
-    return ckpt
-
-
-def open_log(path, step, header):
-    """Open log.csv behind the whole rows up to `step`, those that a resumed run builds on."""
-    rows = path.read_text().splitlines()[1:] if step and path.exists() else []
-    rows = [row for row in rows if row.count(",") == len(header) - 1]
-    log = open(path, "w", buffering=1)
-    print(",".join(header), *(row for row in rows if int(row.split(",")[1]) <= step),
-          sep="\n", file=log)
-    return log
-
-
-def open_tensorboard(out, step):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        fail("--tensorboard: is not installed; pip install tensorboard")
-    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-
-def pick_device(name):
-    mps = torch.backends.mps.is_available()
-    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
-    if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
-        fail(f"--device {name}: there is none that torch can use; try --device auto")
-    return torch.device(name)
-
-
-def captured(update, graph=True):
-    """On a GPU, update (a function of tensors) as one CUDA graph: one launch for its hundreds.
-
-    Three calls run as they are, the fourth is recorded, and from then on that is replayed. Its
-    kernels come back, with new random numbers, but no Python: shapes and settings stay what they
-    were. If not `graph`, `update` itself.
-    """
-    if not graph:
-        return update
-    recording, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    calls, inputs, result = 0, (), None
-
-    def call(*tensors):
-        nonlocal calls, inputs, result
-        calls += 1
-        if calls <= 3:                  # before it records, CUDA wants this on a stream of its own
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                value = update(*tensors)
-            torch.cuda.current_stream().wait_stream(side)
-            return value
-        if calls == 4:
-            inputs = [tensor.clone() for tensor in tensors]
-            with torch.cuda.graph(recording):           # nothing is computed here
-                result = update(*inputs)
-        for recorded, tensor in zip(inputs, tensors):
-            recorded.copy_(tensor)
-        recording.replay()
-        return result.clone()           # the next replay will write over it
-    return call
-
-
-def fail(message):
-    """End on an error that the user can mend: one line, and exit code 2 as argparse has it."""
-    print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
+    save_images(images, args.out)
 
 
 # ---- command line ----
 
-THIS_RUN = ("out", "device", "resume", "sample", "num")     # not kept in a checkpoint
-
-
-def between(kind, low, high):
-    """An argparse type: a number from low to high."""
-    def number(text):
-        value = kind(text)
-        if not low <= value <= high:    # true of nan as well
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return value
-    number.__name__ = "whole number" if kind is int else "number"   # for argparse's message
-    return number
-
-
 def get_args(argv=None):
-    """The settings, and with --resume or --sample the checkpoint, else None."""
-    parser = argparse.ArgumentParser(SCRIPT + ".py", description=(__doc__ or "").split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = fail
-    positive, fraction = between(int, 1, 10**9), between(float, 0, 0.999999)
-    arg = parser.add_argument_group("data").add_argument
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; not given: mnist, "
-                  "or strokes where it cannot be downloaded")
-    arg("--data-dir", default="data", help="for downloads and decoded folders")
-    arg("--classes", nargs="+", help="names or numbers (from 0) of those to train on")
-    arg("--image-size", type=between(int, 0, 256), default=0, help="side; 0: the data's own")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1 grey, 3 RGB, 0: the data's")
-    arg = parser.add_argument_group("training").add_argument
-    arg("--epochs", type=positive, default=10, help="passes of D over the data, in total")
-    arg("--batch-size", type=between(int, 2, 10**6), default=100, help="BatchNorm needs 2 or more")
-    arg("--lr", type=between(float, 1e-9, 1), default=1.3e-3, help="learning rate of G")
-    arg("--lr-d", type=between(float, 0, 1), default=4e-4, help="learning rate of D; 0: G's")
-    arg("--beta1", type=fraction, default=0.0, help="of Adam; 0: no momentum (see README)")
-    arg("--beta2", type=fraction, default=0.999, help="of Adam")
-    arg("--z-dim", type=between(int, 1, 10**5), default=96, help="numbers in z")
-    arg("--width", type=between(int, 1, 10**4), default=96, help="base width of G and D")
-    arg("--ema", type=fraction, default=0.999, help="decay of the average of G's weights")
-    arg("--seed", type=between(int, 0, 2**63 - 1), default=0, help="of a new run or --sample")
-    arg("--k", type=positive, default=1, help="steps of D for each of G")
-    arg("--loss", choices=("ns", "minimax"), default="ns", help="of G")
-    arg("--l1", type=between(float, 0, 1e6), default=0, help="weight of an L1 term for G")
-    arg("--weight-decay", type=between(float, 0, 1), default=0, help="of Adam")
-    arg = parser.add_argument_group("output").add_argument
-    arg("--out", help=f"folder, else out/{SCRIPT} or the checkpoint's; with --sample also a .png")
-    arg("--log-every", type=between(float, 0, 1e9), default=3, help="seconds; also after a pass")
-    arg("--save-every", type=between(int, 0, 10**9), default=0, help="passes; 0: about 40 a run")
-    switch = argparse.BooleanOptionalAction
-    arg("--keep", action=switch, default=False, help="keep every checkpoint")
-    arg("--tensorboard", action=switch, default=False, help="log for TensorBoard, too")
-    arg = parser.add_argument_group("machine").add_argument
-    arg("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: the best")
-    arg("--amp", action=switch, default=False, help="bfloat16 where it is safe")
-    arg("--graph", action=switch, default=True, help="on cuda: record the updates, see captured()")
-    group = parser.add_argument_group("modes")
-    group.add_argument("--num", type=between(int, 1, 10**6), default=64, help="images to --sample")
-    arg = group.add_mutually_exclusive_group().add_argument
-    arg("--resume", metavar="CKPT", help="train on, with its settings where no flag says otherwise")
-    arg("--sample", metavar="CKPT", help="make images with the G of a checkpoint")
+    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arg = parser.add_argument
+    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    # data
+    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data-dir", default="data", help="where downloads and caches are kept")
+    arg("--classes", nargs="+", help="train on these classes only, by name or number")
+    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    # training
+    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
+    arg("--batch-size", type=int, default=100)
+    arg("--lr", type=float, default=1.3e-3, help="learning rate of G")
+    arg("--lr-d", type=float, default=4e-4, help="learning rate of D")
+    arg("--beta1", type=float, default=0.0, help="Adam's momentum")
+    arg("--beta2", type=float, default=0.999)
+    arg("--weight-decay", type=float, default=0.0)
+    arg("--k", type=int, default=1, help="steps of D for each step of G")
+    arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G")
+    arg("--l1", type=float, default=0.0, help="weight of an L1 loss of G, see train_generator")
+    arg("--z-dim", type=int, default=96)
+    arg("--width", type=int, default=96, help="base width of G and D")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
+    arg("--seed", type=int, default=0)
+    # output
+    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
+    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
+    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
+    # machine
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
+    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
+    either("--sample", metavar="CKPT", help="generate images with a trained G")
+    arg("--num", type=int, default=64, help="how many images to --sample")
 
-    args = parser.parse_args(argv)
-    flag, path = ("--resume", args.resume) if args.sample is None else ("--sample", args.sample)
-    ckpt, folder = None, Path("out", SCRIPT)
-    if path is not None:
-        ckpt, folder = load_checkpoint(path, flag), Path(path).parent
-        parser.set_defaults(**ckpt["args"])
+    args, ckpt = parser.parse_args(argv), None
+    path = args.resume or args.sample
+    if path:
+        try:
+            ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:      # no such file, damaged, or a pickle that could run code
+            parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
+        if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
+            parser.error(f"{path} was not saved by {SCRIPT}.py")
+        this_run = ("out", "device", "resume", "sample", "num")
+        parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)
+        for name in ("image_size", "channels", "z_dim", "width"):   # what G and D are built from
+            if vars(args)[name] != ckpt["args"][name]:
+                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+    if min(args.epochs, args.k, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
+        parser.error("--batch-size must be at least 2, and every other count at least 1")
+    decays = args.beta1, args.beta2, args.ema
+    if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
+        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+    folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
 
@@ -499,20 +399,10 @@ def main(argv=None):
             sample_checkpoint(args, ckpt)
         else:
             train(args, ckpt)
-    except OSError as error:            # data that are not there, a folder that cannot be written
-        fail(error if error.filename or not error.errno else f"--out {args.out}: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        fail(f"out of memory; lower --width, --batch-size or --num ({str(error).splitlines()[0]})")
+    except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        last = Path(args.out, "ckpt.pt")
-        if args.sample:
-            print(f"\nstopped; {args.out} is not complete")
-        else:
-            print(f"\nstopped; to go on: python {SCRIPT}.py --resume {shlex.quote(str(last))}"
-                  if last.exists() else "\nstopped; nothing was saved yet")
-        sys.exit(130)
+        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
 
 
 if __name__ == "__main__":

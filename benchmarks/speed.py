@@ -1,19 +1,22 @@
-"""Seconds of a pass: each script beside the loop that most GAN code copies, and beside the machine.
+"""Time each script against the training loop that most GAN code copies, and against the machine.
 
-    python benchmarks/speed.py                          # all six: about 10 minutes on 2 CPU cores
+    python benchmarks/speed.py                          # all six: about 5 minutes on 2 CPU cores
     python benchmarks/speed.py --scripts dcgan --image-size 64 --batch-size 512
     python benchmarks/speed.py --scripts wgan_gp --profile
 
-The yardstick runs the same algorithm on the same networks with the same batch size in the way found
-everywhere: images one by one through a DataLoader with ToTensor and Normalize, fakes for D's step
-made with their graph and then detached, tensors of labels, D's weights collecting gradients in G's
-step, optimizers without options, .item() after every step. Beside it the script's own updates, with
-its defaults: on a CPU as they are; on a GPU eager, captured in CUDA graphs, and captured with
---amp. All loops run in turn, in many short rounds, so that what else the machine does slows them
-alike. The table has medians; a ratio is to the yardstick in the same round, its range in brackets.
-Of a script, all that it does in a step is timed: the batch, the updates, the moving average; of
-stackedgan.py in the joint phase. On a GPU float32 convolutions may take TF32, whose higher rate is
-not measured.
+The usual loop is the yardstick. It trains the same networks with the same batch size, but loads
+images one by one through a DataLoader with ToTensor and Normalize, builds a graph through G for the
+fakes of D's step and then detaches them, makes tensors of labels, collects gradients for D in G's
+step, has optimizers without options, and calls .item() after every step.
+
+The script's loop is that of its train() at default settings: the batch, the updates and the moving
+average (of stackedgan, the joint phase). On a GPU it runs three times: eager, with CUDA graphs, and
+with CUDA graphs and --amp.
+
+All loops take turns in many short rounds, so that other work on the machine slows them alike. The
+table shows medians. Its ratios compare a loop with the yardstick in the same round, and brackets
+hold the lowest and the highest. The last column is the share of the machine's rate in large matrix
+products that a loop reaches. On a GPU, float32 convolutions may use TF32, whose rate is higher.
 """
 
 import argparse
@@ -22,25 +25,25 @@ import importlib
 import statistics
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
 
-SCRIPTS = ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp", "infogan", "stackedgan")
-
 
 # ---- the loop that most code copies ----
 
 class PlainImages(Dataset):
-    """Images (N, C, H, W) and labels, one by one as torchvision.datasets.MNIST gives them."""
+    """Images (N, C, H, W) and labels (N,), one by one, as torchvision.datasets.MNIST has them."""
 
     def __init__(self, images, labels):
         from torchvision import transforms
@@ -63,8 +66,8 @@ def update(opt, loss):
     return loss.item()
 
 
-def plain_gan(nets, opts, n_critic):
-    """gan_mlp.py and dcgan.py: a function of a batch, its labels and the number of the step."""
+def plain_gan(nets, opts, args):
+    """The step of gan_mlp and dcgan: a function of a batch, its labels and the step's number."""
     (G, D), (opt_G, opt_D), bce = nets, opts, nn.BCELoss()
 
     def step(real, y, t):
@@ -79,7 +82,7 @@ def plain_gan(nets, opts, n_critic):
     return step
 
 
-def plain_wgan(nets, opts, n_critic, clip=None, gp_weight=None):
+def plain_wgan(nets, opts, args):
     (G, D), (opt_G, opt_D) = nets, opts
 
     def penalty(real, fake):
@@ -93,20 +96,19 @@ def plain_wgan(nets, opts, n_critic, clip=None, gp_weight=None):
     def step(real, y, t):
         fake = G(torch.randn(len(real), G.z_dim, device=real.device)).detach()
         loss = D(fake).mean() - D(real).mean()
-        if gp_weight is not None:
-            loss = loss + gp_weight * penalty(real, fake)
+        if hasattr(args, "gp_weight"):
+            loss = loss + args.gp_weight * penalty(real, fake)
         update(opt_D, loss)
-        if clip is not None:
+        if hasattr(args, "clip"):
             for w in D.parameters():
-                w.data.clamp_(-clip, clip)
-        if t % n_critic == 0:
+                w.data.clamp_(-args.clip, args.clip)
+        if t % args.n_critic == 0:
             update(opt_G, -D(G(torch.randn(len(real), G.z_dim, device=real.device))).mean())
     return step
 
 
-def plain_infogan(nets, opts, n_critic):
-    (G, D), (opt_G, opt_D), bce, mse = nets, opts, nn.BCELoss(), nn.MSELoss()
-    K = G.categories[0]
+def plain_infogan(nets, opts, args):
+    (G, D), (opt_G, opt_D), bce, mse, K = nets, opts, nn.BCELoss(), nn.MSELoss(), args.categories
 
     def bound(q, digit, numbers):
         return F.cross_entropy(q[:, :K], digit) + mse(q[:, K:], numbers) * G.num_codes / 2
@@ -131,7 +133,7 @@ def plain_infogan(nets, opts, n_critic):
     return step
 
 
-def plain_stackedgan(nets, opts, n_critic, ent_weight):
+def plain_stackedgan(nets, opts, args):
     (E, G1, D1, G0, D0), (opt_G1, opt_D1, opt_G0, opt_D0) = nets, opts
     bce, mse, cross_entropy = nn.BCELoss(), nn.MSELoss(), nn.CrossEntropyLoss()
 
@@ -139,14 +141,14 @@ def plain_stackedgan(nets, opts, n_critic, ent_weight):
         valid = torch.ones(len(x), device=x.device)
         invalid = torch.zeros(len(x), device=x.device)
         z = torch.randn(len(x), G.z_dim, device=x.device)
-        score, z_hat = D.score_and_noise(G(condition, z).detach())
-        update(opt_D, bce(D(x).sigmoid(), valid) + bce(score.sigmoid(), invalid)
-               + ent_weight * mse(z_hat, z))
+        (s_real, _), (s_fake, z_hat) = D(x), D(G(condition, z).detach())
+        update(opt_D, bce(s_real.sigmoid(), valid) + bce(s_fake.sigmoid(), invalid)
+               + args.ent_weight * mse(z_hat, z))
         z = torch.randn(len(x), G.z_dim, device=x.device)
         fake = G(condition, z)
-        score, z_hat = D.score_and_noise(fake)
-        update(opt_G, bce(score.sigmoid(), valid) + conditional(recover(fake), condition)
-               + ent_weight * mse(z_hat, z))
+        s_fake, z_hat = D(fake)
+        update(opt_G, bce(s_fake.sigmoid(), valid) + conditional(recover(fake), condition)
+               + args.ent_weight * mse(z_hat, z))
 
     def step(real, y, t):
         h1 = E.E0(real).detach()
@@ -156,104 +158,104 @@ def plain_stackedgan(nets, opts, n_critic, ent_weight):
     return step
 
 
+PLAIN_STEPS = {"gan_mlp": plain_gan, "dcgan": plain_gan, "wgan_clip": plain_wgan,
+               "wgan_gp": plain_wgan, "infogan": plain_infogan, "stackedgan": plain_stackedgan}
+
+
 def yardstick(name, images, labels, args, device):
-    """One pass of the usual loop."""
-    nets, opts = players(name, tuple(images.shape[1:]), args, device)
-    plain = {"infogan": plain_infogan, "stackedgan": plain_stackedgan,
-             "wgan_clip": plain_wgan, "wgan_gp": plain_wgan}.get(name, plain_gan)
-    own = {k: getattr(args, k) for k in ("clip", "gp_weight") if hasattr(args, k)}
-    if name == "stackedgan":
-        own = {"ent_weight": args.ent_weight}
-    step = plain(nets, opts, getattr(args, "n_critic", 1), **own)
+    """A function that trains for one epoch on these images in the usual way."""
+    step = PLAIN_STEPS[name](*players(name, tuple(images.shape[1:]), args, device), args)
     data = PlainImages(images.cpu(), labels.cpu())
     loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
 
-    def one_pass():
+    def epoch():
         for t, (real, y) in enumerate(loader, 1):
             step(real.to(device), y.to(device), t)
-    return one_pass
+    return epoch
 
 
 # ---- the scripts ----
 
-def players(name, shape, args, device, **fast):
-    """The networks of a script and an optimizer of each player, with its defaults."""
-    script, (channels, side, _) = importlib.import_module(name), shape
+def players(name, shape, args, device, **options):
+    """The networks of a script and an optimizer for each player.
+
+    All have the same learning rate here: it does not change the speed.
+    """
+    script = importlib.import_module(name)
     if name == "stackedgan":
         E = script.Encoder(shape, args.width, args.num_classes).eval().requires_grad_(False)
-        E.to(device)
-        if fast and device.type == "cpu":       # as the script has it; not so in the yardstick
-            E.to(memory_format=torch.channels_last)
+        frozen = [E.to(device)]
         nets = [script.Generator1(args.z1_dim, args.width, args.num_classes),
                 script.Discriminator1(args.width, args.z1_dim),
                 script.Generator0(args.z0_dim, shape, args.width),
                 script.Discriminator0(shape, args.width, args.z0_dim)]
     else:
         D = getattr(script, "Critic", None) or script.Discriminator
-        nets = [script.Generator(args.z_dim, shape, args.width), D(shape, args.width)]
-    layout = fast.pop("memory_format", torch.contiguous_format)
-    nets = [net.to(device, memory_format=layout) for net in nets]
-    make = torch.optim.RMSprop if name == "wgan_clip" else torch.optim.Adam
-    if name != "wgan_clip":
-        settings = dict(betas=(args.beta1, args.beta2))
+        frozen, nets = [], [script.Generator(args.z_dim, shape, args.width), D(shape, args.width)]
+    nets = [net.to(device) for net in nets]
+    if name == "wgan_clip":
+        optimizer = partial(torch.optim.RMSprop, lr=args.lr, alpha=args.beta2, **options)
     else:
-        settings = dict(alpha=args.beta2)
-        fast = {"foreach" if k == "fused" else k: v for k, v in fast.items()}
-    opts = [make(net.parameters(), lr=args.lr, **settings, **fast) for net in nets]
-    return ([E] if name == "stackedgan" else []) + nets, opts
+        optimizer = partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, args.beta2), **options)
+    return frozen + nets, [optimizer(net.parameters()) for net in nets]
 
 
 def script_loop(name, images, labels, args, device, amp=False, graph=False):
-    """One pass of the script's own updates, as in its train(), and one step of them."""
+    """A function that trains for one epoch on these images, as the script's train() does."""
     script = importlib.import_module(name)
-    nets, opts = players(
-        name, tuple(images.shape[1:]), args, device, fused=device.type != "mps", capturable=graph,
-        memory_format=torch.channels_last if amp and name != "gan_mlp" else torch.contiguous_format)
-    n_critic = getattr(args, "n_critic", 1)
-    averages = {G: copy.deepcopy(G).requires_grad_(False) for G in nets if hasattr(G, "z_dim")}
+    kernels = {"foreach": True} if name == "wgan_clip" else {"fused": True}
+    nets, opts = players(name, tuple(images.shape[1:]), args, device, capturable=graph, **kernels)
+    autocast = torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
 
-    def captured(function, *constant, **settings):
-        return script.captured(lambda *x: function(*constant, *x, amp=amp, **settings), graph)
+    def prepare(function, *constant, **settings):
+        update = partial(function, *constant, amp=autocast, **settings)
+        return script.GraphedUpdate(update) if graph else update
 
     if name == "stackedgan":
         E, G1, D1, G0, D0 = nets
         opt_G1, opt_D1, opt_G0, opt_D0 = opts
-        update_D1 = captured(script.train_discriminator, G1, D1, opt_D1)
-        update_G1 = captured(script.train_generator, G1, D1, opt_G1, E_i=E.E1)
-        update_D0 = captured(script.train_discriminator, G0, D0, opt_D0)
-        update_G0 = captured(script.train_generator, G0, D0, opt_G0, E_i=E.E0)
+        E.to(memory_format=torch.channels_last)
+        G1_ema, G0_ema = (copy.deepcopy(G).requires_grad_(False) for G in (G1, G0))
+        update_D1 = prepare(script.train_discriminator, G1, D1, opt_D1)
+        update_G1 = prepare(script.train_generator, G1, D1, opt_G1, E_i=E.E1)
+        update_D0 = prepare(script.train_discriminator, G0, D0, opt_D0)
+        update_G0 = prepare(script.train_generator, G0, D0, opt_G0, E_i=E.E0)
 
         def step(real, y, t):
             with torch.no_grad():
                 h1 = E.E0(real)
-            update_D1(h1, y), update_G1(y)
+            update_D1(h1, y)
+            update_G1(y)
             with torch.no_grad():
                 h1 = G1(y, script.noise(G1, len(y)))
-            update_D0(real, h1), update_G0(h1)
-            for G, average in averages.items():
-                script.update_ema(average, G, args.ema, t)
+            update_D0(real, h1)
+            update_G0(h1)
+            script.update_ema(G1_ema, G1, args.ema, t)
+            script.update_ema(G0_ema, G0, args.ema, t)
     else:
         (G, D), (opt_G, opt_D) = nets, opts
+        G_ema, n_critic = copy.deepcopy(G).requires_grad_(False), getattr(args, "n_critic", 1)
         train_D = getattr(script, "train_critic", None) or script.train_discriminator
-        update_D = captured(train_D, G, D, opt_D)
-        update_G = captured(script.train_generator, G, D, opt_G, args.batch_size)
+        update_D = prepare(train_D, G, D, opt_D)
+        update_G = prepare(script.train_generator, G, D, opt_G,
+                           *([] if name == "gan_mlp" else [args.batch_size]))
 
         def step(real, y, t):
             update_D(real)
             if t % n_critic == 0:
-                update_G()
-                script.update_ema(averages[G], G, args.ema, t // n_critic)
+                update_G(*([real] if name == "gan_mlp" else []))
+                script.update_ema(G_ema, G, args.ema, t // n_critic)
 
-    def one_pass():
+    def epoch():
         for t, (real, y) in enumerate(common.batches(images, args.batch_size, labels), 1):
             step(real, y, t)
-    return one_pass, step
+    return epoch
 
 
 # ---- measuring ----
 
 class FlopCounter(TorchDispatchMode):
-    """As torch's FlopCounterMode, which does not bear a gradient in a module's forward pass."""
+    """Like torch's FlopCounterMode, which fails with gradients inside of a module's forward."""
 
     total = 0
 
@@ -264,14 +266,11 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-def flops(step, images, labels, args):
-    """Floating-point operations of the products and convolutions in a step, mean over n_critic."""
-    real, y = next(common.batches(images, args.batch_size, labels))
-    n_critic = getattr(args, "n_critic", 1)
+def flops(call):
+    """Floating-point operations of the matrix products and convolutions in a call."""
     with FlopCounter() as counter:
-        for t in range(1, n_critic + 1):
-            step(real, y, t)
-    return counter.total / n_critic
+        call()
+    return counter.total
 
 
 def seconds(call, device):
@@ -284,17 +283,17 @@ def seconds(call, device):
 
 
 def matmul_rate(device, size, dtype=torch.float32):
-    """Floating-point operations a second in products of square matrices: the best of 20."""
+    """Floating-point operations per second in products of square matrices, the best of 20."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(20))
 
 
-def profile(one_pass, device, rows=12):
-    """The kinds of work that a pass consists of, by their share of its time."""
+def profile(call, device, rows=12):
+    """Print the operations that take the largest shares of the time of a call."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
     with torch.profiler.profile(activities=kinds) as p:
-        one_pass()
+        call()
 
     def own(event):
         return event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
@@ -305,30 +304,74 @@ def profile(one_pass, device, rows=12):
         print(f"    {own(event) / total:5.1%}  {event.key} ({event.count:,} times)")
 
 
+def compare(name, all_images, all_labels, rates, flags, device):
+    """Time the loops of one script, and print a line for each."""
+    args, _ = importlib.import_module(name).get_args([])
+    args.batch_size = min(flags.batch_size or args.batch_size, len(all_images))
+    args.num_classes = int(all_labels.max()) + 1
+    cycle = getattr(args, "n_critic", 1) * args.batch_size      # images for each step of G
+    images = all_images[:max(1, flags.images // cycle) * cycle]
+    labels = all_labels[:len(images)]
+
+    variants = {name: {}}
+    if device.type == "cuda":
+        variants = {f"{name} eager": {}, f"{name} --graph": dict(graph=True),
+                    f"{name} --graph --amp": dict(graph=True, amp=True)}
+    elif flags.amp:
+        variants[f"{name} --amp"] = dict(amp=True)
+    loops = {f"{name} yardstick": yardstick(name, images, labels, args, device)}
+    for variant, how in variants.items():
+        loops[variant] = script_loop(name, images, labels, args, device, **how)
+    work = flops(loops[next(iter(variants))])
+    # On a GPU, warm up until the fourth update of G has recorded its graph.
+    warm_up = 1 + 4 * cycle // len(images) if device.type == "cuda" else 1
+    for call in warm_up * [*loops.values()]:
+        call()
+    times = {loop: [] for loop in loops}
+    for _ in range(flags.repeats):
+        for loop, call in loops.items():
+            times[loop].append(seconds(call, device))
+
+    usual = times[f"{name} yardstick"]
+    for loop, rounds in times.items():
+        t = statistics.median(rounds)
+        ratios = [a / b for a, b in zip(rounds, usual)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rate = rates[torch.bfloat16 if "--amp" in loop else torch.float32]
+        share = "" if rounds is usual else f"{work / t / rate:17.1%}"
+        print(f"{loop:28}{60_000 / len(images) * t:18.1f}{len(images) / t:11,.0f}{spread:>30}"
+              f"{share}", flush=True)
+    if flags.profile:
+        profile(loops[loop], device)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=SCRIPTS, metavar="NAME")
-    parser.add_argument("--data", help="not given: mnist, else strokes")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--image-size", type=int, default=0, help="0: the data's own")
-    parser.add_argument("--images", type=int, default=3200, help="of a round, about")
-    parser.add_argument("--batch-size", type=int, default=0, help="0: that of each script")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds")
-    parser.add_argument("--amp", action="store_true", help="on a CPU, too")
-    parser.add_argument("--profile", action="store_true", help="and where the time goes")
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser = argparse.ArgumentParser(usage="python benchmarks/speed.py [flags]", allow_abbrev=False)
+    arg = parser.add_argument
+    arg("--scripts", nargs="+", default=PLAIN_STEPS, choices=PLAIN_STEPS, metavar="NAME")
+    arg("--data", help="if not given, mnist, or strokes where mnist cannot be downloaded")
+    arg("--data-dir", default="data")
+    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
+    arg("--images", type=int, default=3200, help="about how many images a round has")
+    arg("--batch-size", type=int, default=0, help="0: the default of each script")
+    arg("--repeats", type=int, default=15, help="how many rounds")
+    arg("--amp", action="store_true", help="time --amp on a CPU as well")
+    arg("--profile", action="store_true", help="also show which operations take the time")
+    arg("--quick", action="store_true", help="only check that everything runs")
     flags = parser.parse_args(argv)
-    if flags.quick:
-        flags.images, flags.repeats = 128, 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":   # the calls before a recording must not run on the default stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+    size = 8192 if device.type == "cuda" else 2048
     if flags.quick:
-        images, labels, _, _ = common.strokes(128)
+        flags.images, flags.repeats, size = 160, 1, 256
+        images, labels, _, _ = common.strokes(160)
     else:
         data = flags.data or common.default_data(flags.data_dir)
         images, labels = common.load_images(data, flags.data_dir, image_size=flags.image_size)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    all_images, all_labels = images[order].to(device), labels[order].to(device)
-    size = 256 if flags.quick else 8192 if device.type == "cuda" else 2048
+    images, labels = images[order].to(device), labels[order].to(device)
+
     rates = {dtype: matmul_rate(device, size, dtype) for dtype in (torch.float32, torch.bfloat16)}
     machine = f"CPU, {torch.get_num_threads()} threads"
     if device.type == "cuda":
@@ -339,38 +382,7 @@ def main(argv=None):
           f"{tuple(images.shape[1:])}")
     print(f"{'':28} s / 60,000 images   images/s   of yardstick's time (range)   of matrix rate")
     for name in flags.scripts:
-        args, _ = importlib.import_module(name).get_args([])
-        args.batch_size = min(flags.batch_size or args.batch_size, len(all_images))
-        args.num_classes = int(all_labels.max()) + 1
-        cycle = getattr(args, "n_critic", 1) * args.batch_size      # G has a step in each
-        images = all_images[:max(1, flags.images // cycle) * cycle]
-        labels = all_labels[:len(images)]
-        variants = {f"{name} eager": {}, f"{name} captured": dict(graph=True),
-                    f"{name} captured --amp": dict(graph=True, amp=True)}
-        if device.type != "cuda":
-            variants = {name: {}, **({f"{name} --amp": dict(amp=True)} if flags.amp else {})}
-        loops = {f"{name} yardstick": yardstick(name, images, labels, args, device)}
-        work = flops(script_loop(name, images, labels, args, device)[1], images, labels, args)
-        for variant, how in variants.items():
-            loops[variant], _ = script_loop(name, images, labels, args, device, **how)
-        times = {loop: [] for loop in loops}
-        for call in loops.values():     # until graphs are captured, in G's fourth step
-            for _ in range(1 + 4 * cycle // len(images)):
-                call()
-        for _ in range(flags.repeats):
-            for loop, call in loops.items():
-                times[loop].append(seconds(call, device))
-        steps, usual = len(images) // args.batch_size, times[f"{name} yardstick"]
-        for loop, rounds in times.items():
-            t = statistics.median(rounds) / steps
-            ratios = [a / b for a, b in zip(rounds, usual)]     # of the same round
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            rate = rates[torch.bfloat16 if "amp" in loop else torch.float32]
-            share = "" if rounds is usual else f"{work / t / rate:17.1%}"
-            print(f"{loop:28}{60_000 / args.batch_size * t:18.1f}{args.batch_size / t:11,.0f}"
-                  f"{spread:>30}{share}", flush=True)
-        if flags.profile:
-            profile(loops[list(loops)[-1]], device)
+        compare(name, images, labels, rates, flags, device)
 
 
 if __name__ == "__main__":
