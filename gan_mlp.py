@@ -82,15 +82,15 @@ class Discriminator(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=96):
         super().__init__()
-        self.net = nn.Sequential(
+        self.trunk = nn.Sequential(
             nn.Flatten(),
             nn.Linear(math.prod(shape), 4 * width), nn.LeakyReLU(0.2),
             nn.Linear(4 * width, 2 * width), nn.LeakyReLU(0.2),
-            nn.Linear(2 * width, 1),
         )
+        self.score = nn.Linear(2 * width, 1)
 
     def forward(self, x):
-        return self.net(x).flatten().float()    # losses need float32, even with --amp
+        return self.score(self.trunk(x)).flatten().float()  # losses need float32, even with --amp
 
 
 # ---- losses ----

@@ -1,22 +1,22 @@
-"""Measure how good samples are: those of checkpoints of all six scripts, and folders of PNGs.
+"""Measure the quality of samples: those of a checkpoint of any script, or a folder of PNGs.
 
     python benchmarks/quality.py out/wgan_gp/ckpt.pt
     python benchmarks/quality.py out/dcgan/ckpt.pt out/dcgan1/ckpt.pt --json
     python benchmarks/quality.py FOLDER --data mnist    # samples of any other program
 
-For every script it prints:
+It always prints
 
     cFID        the Fréchet distance between samples and held-back images, from the mean and the
                 covariance of 128 features of a small classifier; lower is better
     floor       the cFID of as many training images, about the best that samples can reach
-    score       exp(E KL(p(y|x) || p(y))), from 1 to the number of classes: it is high if every
-                sample clearly shows one class, and all classes are equally frequent
-    rarest, commonest   the shares of these two classes among the samples
+    score       exp(E KL(p(y|x) || p(y))), from 1 to the number of classes; it is high if every
+                sample clearly shows one class and all classes are equally frequent
+    rarest      the share of the rarest class among the samples, and that of the commonest
     nearest     the median distance from a sample to the nearest training image, and in brackets
-                from a held-back image; a G that has memorised its data has a smaller one
+                from a held-back image; if the first is much smaller, G has memorised images
 
-The classifier is trained on the data set of the run, so compare the cFID of runs on one data set
-only. The FID in papers uses other features and has another scale.
+The classifier is trained on the data of the run, so cFID compares runs on the same data only. The
+FID in papers uses other features and has another scale.
 
 For each script it also tests the claim of the paper:
 
@@ -26,11 +26,11 @@ For each script it also tests the claim of the paper:
                 of G_ema) over up to 12 epochs of a run with --keep
     infogan     how well Q's category classifies real images, although Q saw no labels (section
                 7.2); whether each category is one class; the rank correlations of the numbers
-                with the slant of a digit, its ink (the thickness of the pen) and its width
+                with the slant of a digit, its ink (how thick the pen is) and its width
     stackedgan  how many samples are of the class asked for, and how much they vary within it
 
-The classifier is kept in cache/ in --data-dir. Delete it there if you change how it is trained.
-On the CPU the samples are those of `--sample CKPT --seed SEED --num NUM`.
+The classifier is kept in the folder cache of --data-dir. Delete it there if you change how it is
+trained. On the CPU the samples are those of `--sample CKPT --seed SEED --num NUM`.
 """
 
 import argparse
@@ -93,8 +93,8 @@ def nearest(images, training):
 def parzen(samples, validation, test):
     """Log-likelihood in nats of `test` under Gaussian windows around `samples`, all (N, d).
 
-    Returns its mean, the standard error of that, and the width of the windows. The width is the one
-    of ten from 0.1 to 1 that makes `validation` most likely.
+    Returns the mean, its standard error, and the width of the windows. Of ten widths from 0.1 to 1,
+    it is the one that makes `validation` most likely.
     """
     def log_likelihood(x, sigma):
         parts = [-torch.cdist(part, samples).double().square() / (2 * sigma**2)
@@ -131,8 +131,8 @@ def within(groups, x, y):
 def match(counts):
     """The largest sum of counts (K, C) that a one-to-one choice of a class for a category can get.
 
-    counts[k, c] is how often category k met class c. Categories choose one after another, and only
-    the set of classes already taken matters to the next, so there are 2^C cases and not C!.
+    counts[k, c] is how often category k met class c. Categories choose one after another. Only the
+    set of classes already taken matters to the next, and there are 2^C sets, but C! orders.
     """
     best = {0: 0}       # from the set of taken classes, as bits, to the largest sum so far
     for row in counts.tolist():
@@ -246,8 +246,7 @@ def read(net, images):
 class Reference:
     """The images of a data set, its classifier `net`, and the features of its held-back images.
 
-    `net` is None if there is no second class to tell apart, or if fewer than two images are held
-    back.
+    `net` is None if the data set has only one class, or if fewer than two images are held back.
     """
 
     def __init__(self, data, classes, shape, data_dir, epochs, device):
@@ -413,7 +412,7 @@ def measure_wgan(path, ckpt, ref, args):
     ideal = [there[0] * (there[-1] / there[0])**(i / 11) for i in range(12)] if there else []
     epochs = sorted({min(there, key=lambda epoch: abs(epoch - x)) for x in ideal})
     if len(epochs) < 3:
-        return {}, "W against cFID: needs ckpt_*.pt of at least 3 epochs, of a run with --keep"
+        return {}, "W against cFID needs ckpt_*.pt of at least 3 epochs; train with --keep"
     table = []
     for epoch in epochs:
         images, _ = draw(load_checkpoint(kept[epoch]), args.num, args.seed, args.device, suffix="")
@@ -438,7 +437,8 @@ def measure_infogan(ckpt, images, c, logits, ref, strokes):
         pairs = q[:, :K].argmax(1) * ref.num_classes + ref.y_held
         counts = pairs.bincount(minlength=K * ref.num_classes).view(K, ref.num_classes)
         result["category_errors"] = 1 - match(counts) / len(q)
-        text.append(f"Q's category, with a class for each: {result['category_errors']:.1%} errors")
+        text.append("Q's category as a classifier of real images: "
+                    f"{result['category_errors']:.1%} errors")
     result["purity"] = purity(category, logits)
     text.append(purity_text(result["purity"]))
     if ckpt["shape"][0] == 1:           # style() is for grey images
@@ -474,25 +474,29 @@ def measure_stackedgan(y, features, logits, ref):
             f"{ratio:.2f} times as much as held-back images")
 
 
-def measure_path(path, args):
-    """All measures of a checkpoint or a folder: a dict, and those of the method as text."""
-    settings = args.data_dir, args.classifier_epochs, args.device
-    if os.path.isdir(path):
-        images, given = read_folder(path, args.device)
-        ref = Reference(args.data or "mnist", None, tuple(images.shape[1:]), *settings)
-        result, features, logits = measure(images, ref)
-        if given is None or logits is None:
-            return {"path": path, **result}, ""
-        own, text = measure_stackedgan(given, features, logits, ref)
-        own["purity"] = purity(given, logits)
-        return ({"path": path, **result, **own},
-                f"if the numbers in the file names are classes: {text}\n"
-                f"  if they are categories: {purity_text(own['purity'])}")
+def measure_folder(path, args):
+    """All measures of a folder of PNGs: a dict, and some of them as text."""
+    images, given = read_folder(path, args.device)
+    ref = Reference(args.data or "mnist", None, tuple(images.shape[1:]), args.data_dir,
+                    args.classifier_epochs, args.device)
+    result, features, logits = measure(images, ref)
+    if given is None or logits is None:
+        return {"path": path, **result}, ""
+    own, text = measure_stackedgan(given, features, logits, ref)
+    own["purity"] = purity(given, logits)
+    return ({"path": path, **result, **own},
+            f"if the numbers in the file names are classes: {text}\n"
+            f"  if they are categories: {purity_text(own['purity'])}")
+
+
+def measure_checkpoint(path, args):
+    """All measures of a checkpoint: a dict, and those of its method as text."""
     ckpt = load_checkpoint(path)
     script, classes = ckpt["script"], ckpt["args"]["classes"]
     data = args.data or ckpt["args"]["data"]
     images, given = draw(ckpt, args.num, args.seed, args.device)
-    ref = Reference(data, classes and tuple(classes), tuple(ckpt["shape"]), *settings)
+    ref = Reference(data, classes and tuple(classes), tuple(ckpt["shape"]), args.data_dir,
+                    args.classifier_epochs, args.device)
     result, features, logits = measure(images, ref)
     if script == "gan_mlp":
         own, text = measure_gan_mlp(images, ref)
@@ -514,7 +518,7 @@ def measure_path(path, args):
 # ---- command line ----
 
 def get_args(argv):
-    parser = argparse.ArgumentParser(usage="python benchmarks/quality.py PATH [PATH …] [flags]",
+    parser = argparse.ArgumentParser(usage="python benchmarks/quality.py PATH [PATH ...] [flags]",
                                      allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
@@ -529,7 +533,7 @@ def get_args(argv):
     arg("--json", action="store_true", help="print a JSON list instead of a table")
     args = parser.parse_args(argv)
     if args.num < 200 or args.classifier_epochs < 1:
-        parser.error("--num must be at least 200 (for a covariance), --classifier-epochs 1")
+        parser.error("--num must be at least 200, and --classifier-epochs at least 1")
     return args
 
 
@@ -540,7 +544,8 @@ def main(argv=None):
         print(f"{'':32} epochs   cFID  floor  score  rarest  commonest  nearest (held back)")
     for path in args.paths:
         try:
-            result, text = measure_path(path, args)
+            kind = measure_folder if os.path.isdir(path) else measure_checkpoint
+            result, text = kind(path, args)
         except OSError as error:        # the data are not there
             sys.exit(f"error: {error}")
         except RuntimeError as error:

@@ -214,7 +214,7 @@ def script_loop(name, images, labels, args, device, amp=False, graph=False):
     if name == "stackedgan":
         E, G1, D1, G0, D0 = nets
         opt_G1, opt_D1, opt_G0, opt_D0 = opts
-        E.to(memory_format=torch.channels_last)
+        E.to(memory_format=torch.channels_last)     # as in train(), but not in the yardstick
         G1_ema, G0_ema = (copy.deepcopy(G).requires_grad_(False) for G in (G1, G0))
         update_D1 = prepare(script.train_discriminator, G1, D1, opt_D1)
         update_G1 = prepare(script.train_generator, G1, D1, opt_G1, E_i=E.E1)
@@ -368,7 +368,10 @@ def main(argv=None):
         images, labels, _, _ = common.strokes(160)
     else:
         data = flags.data or common.default_data(flags.data_dir)
-        images, labels = common.load_images(data, flags.data_dir, image_size=flags.image_size)
+        try:
+            images, labels = common.load_images(data, flags.data_dir, image_size=flags.image_size)
+        except OSError as error:
+            sys.exit(f"error: {error}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[order].to(device), labels[order].to(device)
 

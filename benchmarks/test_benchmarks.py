@@ -97,7 +97,8 @@ def measure(path, data, **changes):
         ckpt, path = quality.load_checkpoint(path), Path(path).with_name("changed.pt")
         torch.save({**ckpt, **changes}, path)
     flags = f"--num 200 --classifier-epochs 8 --device cpu --data {data} --data-dir {data.parent}"
-    return quality.measure_path(str(path), quality.get_args([str(path), *flags.split()]))[0]
+    kind = quality.measure_folder if Path(path).is_dir() else quality.measure_checkpoint
+    return kind(str(path), quality.get_args([str(path), *flags.split()]))[0]
 
 
 @pytest.fixture(scope="session")
@@ -164,8 +165,7 @@ def test_quality_of_changed_checkpoints(runs, digits):
         zeros = {weight: torch.zeros_like(value) for weight, value in ckpt["D"].items()}
         result = measure(runs[name]["path"], digits, D=zeros)[key]
         assert (result if name == "dcgan" else 1 - result) < 0.2 < runs["dcgan"]["linear_probe"]
-    # The classifier of a run on one class learns all classes.
-    args = {**ckpt["args"], "classes": ["3"]}
+    args = {**ckpt["args"], "classes": ["3"]}   # the classifier of one class learns all classes
     assert len(measure(runs["infogan"]["path"], digits, args=args)["shares"]) == 10
 
 
