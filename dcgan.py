@@ -1,32 +1,33 @@
-"""Deep convolutional GAN (Radford, Metz, Chintala 2015, arXiv:1511.06434).
+"""Deep convolutional GAN (Radford, Metz and Chintala 2015, arXiv:1511.06434).
 
-The game is that of gan_mlp.py. A generator G turns noise z into an image G(z). A discriminator D
-estimates the probability D(x) that an image x is real. With E the mean over the training images x,
-or over z ~ N(0, I):
+The losses are those of gan_mlp.py. A generator G turns random noise z into an image G(z), called a
+fake. A discriminator D estimates the probability D(x) that an image x is real. E is the mean over
+the training images x, or over the noise z, whose numbers are standard normal, z ~ N(0, I):
 
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
 
-What is new is the networks. A fully connected layer has to learn every stroke again for every
-position. A convolution uses one small kernel everywhere, so a few weights draw sharp images. But
-convolutional GANs were hard to train until this paper found five rules by trial and error:
+What is new is the networks. A fully connected layer has to learn every stroke again at every
+position. A convolution applies the same small kernel at every position, so it learns a stroke once.
+Convolutional GANs were hard to train until the authors found five rules by trial and error:
 
-    1. No pooling: strided convolutions shrink the maps in D, transposed ones enlarge them in G.
-    2. BatchNorm in both networks, except on G's output and D's input.
-    3. No hidden fully connected layers.
+    1. No pooling: strided convolutions shrink the feature maps in D, transposed ones enlarge G's.
+    2. BatchNorm in both networks, except after G's last layer and D's first.
+    3. No hidden fully connected layers (G's first layer only turns z into small feature maps).
     4. ReLU in G, with tanh at the end.
-    5. LeakyReLU in D, so that gradients reach G through all of D's units.
+    5. LeakyReLU in D, which lets gradients reach G through units with a negative input as well.
 
-What differs from the paper: D has one hidden fully connected layer after all, because units that
-see the whole image help a lot here; G learns faster than D; networks and batches are smaller; noise
-is normal instead of uniform; and samples come from G_ema, a copy of G with averaged weights.
+What differs from the paper: D has a hidden fully connected layer, because units that see the whole
+image help a lot here; G has a higher learning rate than D; kernels, networks and batches are
+smaller; the noise is normal, not uniform; and fakes are shown from G_ema, a copy of G whose weights
+are averaged over the steps.
 
-In a healthy run D slowly gets ahead (D(x) rises towards 0.75, and D(G(z)) falls towards 0.25) while
-the images keep improving. In an unhealthy one D(G(z)) drops to 0 at once, or all images look alike.
+In a healthy run D slowly gets ahead (D(x) rises towards 0.75 and D(G(z)) falls towards 0.25) while
+the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
 
     python dcgan.py                                     # MNIST, 10 epochs, into out/dcgan
     python dcgan.py --sample out/dcgan/ckpt.pt --walk   # each row goes from one z to another
-    python dcgan.py --data FOLDER --image-size 64 --width 64 --out out/mine     # for a GPU
+    python dcgan.py --data FOLDER --image-size 64 --width 64 --out out/mine     # on a GPU
 """
 
 import argparse
@@ -51,7 +52,7 @@ SCRIPT = "dcgan"
 # ---- networks ----
 
 def map_sizes(side, smallest):
-    """Sides of the feature maps, halved, rounding up, until at most `smallest`: 28, 14, 7, 4."""
+    """Halve `side`, rounding up, until it is at most `smallest`. Return every side on the way."""
     sizes = [side]
     while sizes[-1] > smallest:
         sizes.append((sizes[-1] + 1) // 2)
@@ -59,17 +60,17 @@ def map_sizes(side, smallest):
 
 
 def init_weights(layer):
-    """Normal with standard deviation 0.02, as in the DCGAN paper; biases 0."""
+    """Draw weights from N(0, 0.02^2), as in the DCGAN paper, and set biases to 0."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
+    """Turns noise z (B, z_dim) into images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
 
-    With `upsample`, maps grow by nearest-neighbour upsampling and convolution, which avoids the
-    checkerboard patterns of transposed convolutions.
+    With `upsample`, nearest-neighbour upsampling and a convolution enlarge the feature maps. This
+    avoids the checkerboard patterns of transposed convolutions.
     """
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
@@ -80,7 +81,7 @@ class Generator(nn.Module):
         layers = [nn.Linear(z_dim, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
         for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
-            # A kernel of 4 doubles a side, and one of 3 makes an odd side.
+            # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
             if upsample:
@@ -95,7 +96,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(nn.Sequential):
-    """The same, of four hidden layers without BatchNorm (--mlp): a hard test for the method."""
+    """A G of four hidden fully connected layers without BatchNorm (--mlp). It is hard to train."""
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
         n = 32 * width
@@ -107,7 +108,7 @@ class MLPGenerator(nn.Sequential):
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to raw scores (B,); D(x) is their sigmoid."""
+    """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s)."""
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
@@ -117,45 +118,45 @@ class Discriminator(nn.Module):
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
-            if i > 0:                   # no BatchNorm on the input
+            if i > 0:                   # no BatchNorm after the first layer
                 layers.append(nn.BatchNorm2d(n_out))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))     # each unit sees all of the image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses need float32, even with --amp
+        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
 
 
 # ---- losses ----
-# With D = sigmoid(s), log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s): finite for every s.
+# F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """-E log D(x) and -E log(1 - D(G(z))), from scores (B,) of real and of fake images."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake):
-    """-E log D(G(z)), the non-saturating loss, from scores (B,) of fakes."""
+    """Return -E log D(G(z)), the non-saturating loss, from the scores (B,) of fakes."""
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one update of each player; what they return is logged ----
+# ---- one step of D and of G; each function returns what the log shows ----
 
 def noise(G, n):
-    """z ~ N(0, I), (n, z_dim), on G's device."""
+    """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
 def train_discriminator(G, D, opt, real, amp=nullcontext()):
-    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with amp:                           # torch.autocast, if --amp is given
-        with torch.no_grad():           # D's step needs no gradient through G
+    """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
+    with amp:                           # torch.autocast with --amp, or else nothing
+        with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(noise(G, len(real)))
-        s_real, s_fake = D(real), D(fake)   # in one batch, BatchNorm would mix them
+        s_real, s_fake = D(real), D(fake)   # in one call, BatchNorm would mix real and fake
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     D.zero_grad()
     (loss_real + loss_fake).backward()
@@ -165,21 +166,21 @@ def train_discriminator(G, D, opt, real, amp=nullcontext()):
 
 
 def train_generator(G, D, opt, n, amp=nullcontext()):
-    """One step of G on n fakes."""
+    """Take one step of G on n fakes."""
     with amp:
         s_fake = D(G(noise(G, n)))
     loss_G = generator_loss(s_fake)
     G.zero_grad()
-    loss_G.backward(inputs=list(G.parameters()))    # through D, but not for D's weights
+    loss_G.backward(inputs=list(G.parameters()))    # the gradients of G's weights only
     opt.step()
     return {"loss_G": loss_G.detach()}
 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger for thousands of updates.
+    The decay starts small, or the random start would linger in G_ema for thousands of steps.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -190,7 +191,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G, z):
-    """G(z) in eval mode, so that no image depends on the others of its batch."""
+    """Return G(z), where BatchNorm uses its running statistics, so no image affects another."""
     G.eval()
     images = G(z)
     G.train()
@@ -198,20 +199,20 @@ def sample(G, z):
 
 
 def walks(n, z_dim, generator, steps=8):
-    """n noise vectors (n, z_dim): walks of `steps` each from one random z to another (figure 4)."""
+    """Return n noise vectors (n, z_dim). Each `steps` of them lead from one random z to another."""
     a, b = torch.randn(2, math.ceil(n / steps), 1, z_dim, generator=generator)
     t = torch.linspace(0, math.pi / 2, steps)[:, None]
-    # On an arc every z is N(0, I), as a and b are; on a straight line (a + b) / 2 is too short.
+    # Each point of this arc is N(0, I), like a and b. On a line, (a + b) / 2 would be too short.
     return (t.cos() * a + t.sin() * b).flatten(0, 1)[:n]
 
 
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
-    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
-    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
+    on new data and noise, without Python, so a later print or learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -229,28 +230,28 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
 
 
 def train(args, ckpt=None):
-    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
+    # Imported here, so that the networks and losses above can be imported without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the calls before a recording must not run on the default stream
+    if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
     images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                             image_size=args.image_size, channels=args.channels)
-    shape = tuple(images.shape[1:])
+    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
-    n_batches = max(1, len(images) // args.batch_size)
+    n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
 
     G = build_generator(args, shape).to(device)
     D = Discriminator(shape, args.width).to(device)
@@ -261,10 +262,10 @@ def train(args, ckpt=None):
     opt_D = optimizer(D.parameters(), lr=args.lr_d)
     parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
-    first_epoch, step, rows = 1, 0, []
+    first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
         for name, part in parts.items():
-            if name.startswith("opt"):      # learning rates and betas are those of this run's flags
+            if name.startswith("opt"):      # the settings of the optimizers come from the flags
                 ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(ckpt[name])
         z = ckpt["z"].to(device)
@@ -288,7 +289,7 @@ def train(args, ckpt=None):
 
     print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
     save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # name: the values since the last line of the log
+    history = defaultdict(list)         # maps a name to its values since the last line of the log
     last_log = last_save = time.time()
     for epoch in range(first_epoch, args.epochs + 1):
         for i, real in enumerate(batches(images, args.batch_size), 1):
@@ -300,7 +301,7 @@ def train(args, ckpt=None):
                 history[name].append(value)
 
             if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU; nothing else in this loop does.
+                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
                 speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
                 minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
@@ -326,7 +327,7 @@ def train(args, ckpt=None):
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
                 table.writeheader()
                 table.writerows(rows)
-            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
                 "script": SCRIPT, "args": vars(args), "shape": shape,
                 "epoch": epoch, "step": step, "rows": rows, "z": z,
@@ -335,7 +336,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
+            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -356,7 +357,7 @@ def sample_checkpoint(args, ckpt):
     G = build_generator(args, ckpt["shape"])
     G.load_state_dict(ckpt["G_ema"])
     G.to(args.device)
-    # Drawn on the CPU, so that a seed gives the same images on every device.
+    # The noise is drawn on the CPU, so that a seed gives the same noise on every device.
     draw = walks if args.walk else torch.randn
     z = draw(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
@@ -366,67 +367,67 @@ def sample_checkpoint(args, ckpt):
 # ---- command line ----
 
 def get_args(argv=None):
-    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
     parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
-    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
-    arg("--batch-size", type=int, default=64)
+    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
+    arg("--batch-size", type=int, default=64, help="real images in each step")
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=2e-4, help="learning rate of D")
-    arg("--beta1", type=float, default=0.5, help="Adam's momentum")
-    arg("--beta2", type=float, default=0.999)
-    arg("--upsample", action=switch, default=False, help="upsample and convolve in G")
+    arg("--beta1", type=float, default=0.5, help="Adam\'s decay of the average gradient")
+    arg("--beta2", type=float, default=0.999, help="Adam\'s decay of the average square")
+    arg("--upsample", action=switch, default=False, help="no transposed convolutions in G")
     arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
-    arg("--z-dim", type=int, default=100)
+    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
-    arg("--seed", type=int, default=0)
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output
-    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
-    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
-    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     # machine
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
-    either("--sample", metavar="CKPT", help="generate images with a trained G")
-    arg("--num", type=int, default=64, help="how many images to --sample")
-    arg("--walk", action=switch, default=False, help="--sample rows that go from one z to another")
+    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
+    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    arg("--num", type=int, default=64, help="how many images --sample generates")
+    arg("--walk", action=switch, default=False, help="with --sample: each row goes from z to z")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
     if path:
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # no such file, damaged, or a pickle that could run code
+        except Exception as error:      # it is missing, damaged, or a pickle that could run code
             parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num", "walk")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)
-        # What G and D are built from cannot change.
+        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
+        # These flags fix the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
             if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and every other count at least 1")
+        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
@@ -442,7 +443,7 @@ def main(argv=None):
     except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
-A generator G turns noise z into an image G(z). A discriminator D estimates the probability D(x)
-that an image x is real. They are trained against each other. With E the mean over the training
-images x, or over z ~ N(0, I):
+A generator G turns random noise z into an image G(z), called a fake. A discriminator D estimates
+the probability D(x) that an image x is real. The two are trained against each other. E is the mean
+over the training images x, or over the noise z, whose numbers are standard normal, z ~ N(0, I):
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
     G maximises  E log D(G(z))          with --loss ns, the "non-saturating" default
 
-Why this works (section 4.1): for a fixed G the best possible D is D*(x) = p_data(x) / (p_data(x) +
-p_g(x)), and V(D*, G) = 2 JSD - log 4, where JSD is the Jensen-Shannon divergence between the real
-and the generated distribution: 0 if they are equal, log 2 = 0.693 at most. So by lowering V against
-a good D, G moves its distribution towards the real one. (The non-saturating loss has the same
-solution, but does not minimise the JSD.) No D beats D*, so log 2 - (loss_real + loss_fake) / 2 is
-at most the JSD. The log has this bound as `jsd`. A weak D makes it too small, even negative, and a
-D that memorises the training images makes it too large, so always look at the images as well.
+Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. For a
+fixed G, the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and then V = 2 JSD - log 4. The JSD
+(Jensen-Shannon divergence) is 0 if p_g = p_data and at most log 2 = 0.693. So by lowering V against
+a good D, G moves p_g towards p_data. (The non-saturating loss has the same solution, but does not
+minimise the JSD.) For any D, V = -(loss_real + loss_fake) is at most V(D*, G). So the `jsd` of the
+log, log 2 - (loss_real + loss_fake) / 2, is at most the JSD. A weak D makes it too small, even
+negative. A D that memorises the training images makes it too large, so look at the images as well.
 
-Why non-saturating (section 3): let s be the raw score of a fake and p = sigmoid(s) = D(G(z)). The
-slope of log(1 - p) with respect to s is -p. It vanishes when D rejects every fake, which is exactly
-when G has the most to learn. The slope of log p is 1 - p, which is then close to 1.
+Why non-saturating (section 3): let s be D's raw score of a fake, and p = sigmoid(s) = D(G(z)). The
+slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises every fake, and that is
+when G has the most to learn. The slope of log p is 1 - p, which is near 1 then.
 
-What differs from the paper: Adam without momentum instead of SGD with momentum, BatchNorm and GELU
-in G, LeakyReLU in D (the paper has maxout and dropout), normal instead of uniform noise, and
-samples come from G_ema, a copy of G with averaged weights.
+What differs from the paper: Adam without momentum instead of SGD with momentum; BatchNorm and GELU
+in G; LeakyReLU in D instead of maxout and dropout; and fakes are shown from G_ema, a copy of G
+whose weights are averaged over the steps.
 
-In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693, while the images
-keep improving. In an unhealthy one D(G(z)) goes to 0, or all images look alike.
+In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693 (loss_G to -0.693
+with minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look
+alike.
 
     python gan_mlp.py                                   # MNIST, 10 epochs, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png
@@ -54,13 +55,13 @@ SCRIPT = "gan_mlp"
 # ---- networks ----
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) to images (B, C, H, W) in [-1, 1]; `shape` is (C, H, W)."""
+    """Turns noise z (B, z_dim) into images (B, C, H, W) in [-1, 1]; `shape` is (C, H, W)."""
 
     def __init__(self, z_dim=96, shape=(1, 28, 28), width=96):
         super().__init__()
         self.z_dim, self.shape = z_dim, tuple(shape)
 
-        def block(n_in, n_out):
+        def block(n_in, n_out):         # without a bias, as BatchNorm adds one
             return nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()
 
         self.net = nn.Sequential(
@@ -75,9 +76,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to raw scores (B,); D(x) is their sigmoid.
+    """Turns images (B, C, H, W) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    No BatchNorm, so that each score depends on one image only: train_discriminator relies on it.
+    There is no BatchNorm, so each score depends on one image only. train_discriminator needs this.
     """
 
     def __init__(self, shape=(1, 28, 28), width=96):
@@ -90,35 +91,35 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(2 * width, 1)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses need float32, even with --amp
+        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
 
 
 # ---- losses ----
-# With D = sigmoid(s), log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s): finite for every s.
+# F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """-E log D(x) and -E log(1 - D(G(z))), from scores (B,) of real and of fake images."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake, loss="ns"):
-    """-E log D(G(z)) for "ns", E log(1 - D(G(z))) for "minimax", from scores (B,) of fakes."""
+    """Return -E log D(G(z)) for "ns", E log(1 - D(G(z))) for "minimax", from scores of fakes."""
     if loss == "minimax":
         return F.logsigmoid(-s_fake).mean()
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one update of each player (Algorithm 1); what they return is logged ----
+# ---- one step of D and of G (Algorithm 1); each function returns what the log shows ----
 
 def noise(G, n):
-    """z ~ N(0, I), (n, z_dim), on G's device."""
+    """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
 def train_discriminator(G, D, opt, real, amp=nullcontext()):
-    """One step of D on real images (B, C, H, W) in [-1, 1] and as many fakes."""
-    with amp:                           # torch.autocast, if --amp is given
-        with torch.no_grad():           # D's step needs no gradient through G
+    """Take one step of D on real images (B, C, H, W) in [-1, 1] and as many fakes."""
+    with amp:                           # torch.autocast with --amp, or else nothing
+        with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(noise(G, len(real)))
         # One call is faster than two and gives the same scores: no layer of D mixes images.
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
@@ -132,28 +133,28 @@ def train_discriminator(G, D, opt, real, amp=nullcontext()):
 
 
 def train_generator(G, D, opt, real, loss="ns", l1=0.0, amp=nullcontext()):
-    """One step of G on as many fakes as there are real images.
+    """Take one step of G, on as many fakes as there are real images.
 
-    With l1 > 0 it also minimises l1 E|G(z) - x|, as some tutorials do. But G(z) and x are not
-    pairs, so this pulls every G(z) towards the same image, the pixel-wise median of the data.
+    With l1 > 0, G also minimises l1 * mean |G(z) - x|, as in some tutorials. But no G(z) belongs to
+    any x, so this pulls every G(z) towards one image, the pixel-wise median of the training images.
     """
     z = noise(G, len(real))
     with amp:
         fake = G(z)
         s_fake = D(fake)
     loss_G = generator_loss(s_fake, loss)
-    total = loss_G + l1 * (fake - real).abs().mean() if l1 else loss_G
+    total = loss_G + (l1 * (fake - real).abs().mean() if l1 else 0)
     G.zero_grad()
-    total.backward(inputs=list(G.parameters()))     # through D, but not for D's weights
+    total.backward(inputs=list(G.parameters()))     # the gradients of G's weights only
     opt.step()
     return {"loss_G": loss_G.detach()}
 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger for thousands of updates.
+    The decay starts small, or the random start would linger in G_ema for thousands of steps.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -164,7 +165,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G, z):
-    """G(z) in eval mode, so that no image depends on the others of its batch."""
+    """Return G(z), where BatchNorm uses its running statistics, so no image affects another."""
     G.eval()
     images = G(z)
     G.train()
@@ -174,10 +175,10 @@ def sample(G, z):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
-    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
-    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
+    on new data and noise, without Python, so a later print or learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -195,28 +196,28 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
 
 
 def train(args, ckpt=None):
-    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
+    # Imported here, so that the networks and losses above can be imported without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the calls before a recording must not run on the default stream
+    if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
     images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                             image_size=args.image_size, channels=args.channels)
-    shape = tuple(images.shape[1:])
+    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
-    n_batches = max(1, len(images) // args.batch_size)
+    n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
 
     G = Generator(args.z_dim, shape, args.width).to(device)
     D = Discriminator(shape, args.width).to(device)
@@ -227,10 +228,10 @@ def train(args, ckpt=None):
     opt_D = optimizer(D.parameters(), lr=args.lr_d)
     parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
-    first_epoch, step, rows = 1, 0, []
+    first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
         for name, part in parts.items():
-            if name.startswith("opt"):      # learning rates and betas are those of this run's flags
+            if name.startswith("opt"):      # the settings of the optimizers come from the flags
                 ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(ckpt[name])
         z = ckpt["z"].to(device)
@@ -254,7 +255,7 @@ def train(args, ckpt=None):
 
     print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
     save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # name: the values since the last line of the log
+    history = defaultdict(list)         # maps a name to its values since the last line of the log
     last_log = last_save = time.time()
     for epoch in range(first_epoch, args.epochs + 1):
         for i, real in enumerate(batches(images, args.batch_size), 1):
@@ -267,7 +268,7 @@ def train(args, ckpt=None):
                 history[name].append(value)
 
             if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU; nothing else in this loop does.
+                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
                 speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
                 minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
@@ -293,7 +294,7 @@ def train(args, ckpt=None):
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
                 table.writeheader()
                 table.writerows(rows)
-            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
                 "script": SCRIPT, "args": vars(args), "shape": shape,
                 "epoch": epoch, "step": step, "rows": rows, "z": z,
@@ -302,7 +303,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
+            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -317,7 +318,7 @@ def sample_checkpoint(args, ckpt):
     G = Generator(args.z_dim, ckpt["shape"], args.width)
     G.load_state_dict(ckpt["G_ema"])
     G.to(args.device)
-    # Drawn on the CPU, so that a seed gives the same images on every device.
+    # The noise is drawn on the CPU, so that a seed gives the same noise on every device.
     z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
     save_images(images, args.out)
@@ -326,67 +327,67 @@ def sample_checkpoint(args, ckpt):
 # ---- command line ----
 
 def get_args(argv=None):
-    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
     parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
-    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
-    arg("--batch-size", type=int, default=100)
+    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
+    arg("--batch-size", type=int, default=100, help="real images in each step")
     arg("--lr", type=float, default=1.3e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=4e-4, help="learning rate of D")
-    arg("--beta1", type=float, default=0.0, help="Adam's momentum")
-    arg("--beta2", type=float, default=0.999)
-    arg("--weight-decay", type=float, default=0.0)
+    arg("--beta1", type=float, default=0.0, help="Adam\'s decay of the average gradient")
+    arg("--beta2", type=float, default=0.999, help="Adam\'s decay of the average square")
+    arg("--weight-decay", type=float, default=0.0, help="Adam's L2 penalty on the weights")
     arg("--k", type=int, default=1, help="steps of D for each step of G")
-    arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G")
-    arg("--l1", type=float, default=0.0, help="weight of an L1 loss of G, see train_generator")
-    arg("--z-dim", type=int, default=96)
-    arg("--width", type=int, default=96, help="base width of G and D")
+    arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G, ns is non-saturating")
+    arg("--l1", type=float, default=0.0, help="weight of G's L1 loss, see train_generator")
+    arg("--z-dim", type=int, default=96, help="length of the noise vector z")
+    arg("--width", type=int, default=96, help="hidden layers have 1, 2 or 4 times as many units")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
-    arg("--seed", type=int, default=0)
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output
-    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
-    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
-    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     # machine
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
-    either("--sample", metavar="CKPT", help="generate images with a trained G")
-    arg("--num", type=int, default=64, help="how many images to --sample")
+    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
+    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    arg("--num", type=int, default=64, help="how many images --sample generates")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
     if path:
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # no such file, damaged, or a pickle that could run code
+        except Exception as error:      # it is missing, damaged, or a pickle that could run code
             parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)
-        for name in ("image_size", "channels", "z_dim", "width"):   # what G and D are built from
+        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
+        for name in ("image_size", "channels", "z_dim", "width"):   # these fix G and D
             if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.k, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and every other count at least 1")
+        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
@@ -402,7 +403,7 @@ def main(argv=None):
     except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ SCRIPT = "stackedgan"
 # ---- networks ----
 
 def map_sizes(side, smallest):
-    """Sides of the feature maps, halved, rounding up, until at most `smallest`: 28, 14, 7, 4."""
+    """Halve `side`, rounding up, until it is at most `smallest`. Return every side on the way."""
     sizes = [side]
     while sizes[-1] > smallest:
         sizes.append((sizes[-1] + 1) // 2)
@@ -67,7 +67,7 @@ def map_sizes(side, smallest):
 
 
 def init_weights(layer):
-    """Normal with standard deviation 0.02, as in the DCGAN paper; biases 0."""
+    """Draw weights from N(0, 0.02^2), as in the DCGAN paper, and set biases to 0."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
@@ -126,7 +126,7 @@ class Generator0(nn.Module):
                   nn.ReLU(), nn.Linear(hidden, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
         for i in reversed(range(len(sizes) - 1)):       # 7 -> 14 -> 28
-            # A kernel of 4 doubles a side, and one of 3 makes an odd side.
+            # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
             layers.append(nn.ConvTranspose2d(n_in, n_out, kernel, stride=2, padding=1))
@@ -151,7 +151,7 @@ class Discriminator1(nn.Module):
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
 
     def forward(self, x):
-        h = self.trunk(x)               # losses need float32, even with --amp
+        h = self.trunk(x)               # losses are float32, even with --amp
         return self.score(h).flatten().float(), self.Q(h).float()
 
 
@@ -166,30 +166,30 @@ class Discriminator0(nn.Module):
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
-            if i > 0:                   # no BatchNorm on the input
+            if i > 0:                   # no BatchNorm after the first layer
                 layers.append(nn.BatchNorm2d(n_out))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))     # each unit sees all of the image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
         self.apply(init_weights)
 
     def forward(self, x):
-        h = self.trunk(x)               # losses need float32, even with --amp
+        h = self.trunk(x)               # losses are float32, even with --amp
         return self.score(h).flatten().float(), self.Q(h).float()
 
 
 # ---- losses ----
-# With D = sigmoid(s), log D = logsigmoid(s) and log(1 - D) = logsigmoid(-s): finite for every s.
+# F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """-E log D(x) and -E log(1 - D(G(z))), from scores (B,) of real and of fake images."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake):
-    """-E log D(G(z)), the non-saturating loss, from scores (B,) of fakes."""
+    """Return -E log D(G(z)), the non-saturating loss, from the scores (B,) of fakes."""
     return -F.logsigmoid(s_fake).mean()
 
 
@@ -204,20 +204,20 @@ def conditional_loss(recovered, condition):
     return F.mse_loss(recovered, condition)
 
 
-# ---- one update of each player; what they return is logged ----
+# ---- one step of D and of G; each function returns what the log shows ----
 # They serve both stacks. For G1 and D1 real data are features h1, and conditions are labels y. For
 # G0 and D0 real data are images, and conditions are features h1.
 
 def noise(G, n):
-    """z ~ N(0, I), (n, z_dim), on G's device."""
+    """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
 def train_discriminator(G, D, opt, real, condition, ent_weight=0.3, amp=nullcontext()):
     """One step of D and Q on real data (B, ...) and on one fake for each condition."""
     z = noise(G, len(condition))
-    with amp:                           # torch.autocast, if --amp is given
-        with torch.no_grad():           # D's step needs no gradient through G
+    with amp:                           # torch.autocast with --amp, or else nothing
+        with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(condition, z)
         s_real, _ = D(real)             # real data have no noise for Q to recover
         s_fake, z_hat = D(fake)         # in one batch, BatchNorm would mix real and fake
@@ -247,9 +247,9 @@ def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger for thousands of updates.
+    The decay starts small, or the random start would linger in G_ema for thousands of steps.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -260,7 +260,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G1, G0, y, z1, z0):
-    """G0(G1(y, z1), z0) in eval mode, so that no image depends on the others of its batch."""
+    """Return G0(G1(y, z1), z0) with BatchNorm's running statistics: no image affects another."""
     G1.eval(), G0.eval()
     images = G0(G1(y, z1), z0)
     G1.train(), G0.train()
@@ -270,10 +270,10 @@ def sample(G1, G0, y, z1, z0):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
-    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
-    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
+    on new data and noise, without Python, so a later print or learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -291,7 +291,7 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
 
 
 def pretrain(E, images, labels, epochs):
@@ -311,23 +311,23 @@ def pretrain(E, images, labels, epochs):
 
 
 def train(args, ckpt=None):
-    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
+    # Imported here, so that the networks and losses above can be imported without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the calls before a recording must not run on the default stream
+    if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
     images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                                  image_size=args.image_size, channels=args.channels)
-    shape = tuple(images.shape[1:])
+    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
-    n_batches = max(1, len(images) // args.batch_size)
+    n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
     num_classes = int(labels.max()) + 1
     if num_classes == 1:
         sys.exit("error: all images are of one class; E needs a sub-folder for each class")
@@ -360,10 +360,10 @@ def train(args, ckpt=None):
     # For the grids: a row for each class, and the same noise, so that they can be compared.
     y_grid = torch.arange(min(num_classes, 32), device=device).repeat_interleave(8)
     z1, z0 = noise(G1, len(y_grid)), noise(G0, len(y_grid))
-    first_epoch, step, rows = 1, 0, []
+    first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
         for name, part in parts.items():
-            if name.startswith("opt"):      # learning rates and betas are those of this run's flags
+            if name.startswith("opt"):      # the settings of the optimizers come from the flags
                 ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(ckpt[name])
         z1, z0 = ckpt["z1"].to(device), ckpt["z0"].to(device)
@@ -395,7 +395,7 @@ def train(args, ckpt=None):
         y_hat = torch.cat([E(x / 127.5 - 1).argmax(1) for x in held_out.split(1000)])
     print(f"E is right about {(y_hat == y_held_out).float().mean():.2%} of the held-out images")
     save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # name: the values since the last line of the log
+    history = defaultdict(list)         # maps a name to its values since the last line of the log
     last_log = last_save = time.time()
     for epoch in range(first_epoch, args.epochs + 1):
         for i, (real, y) in enumerate(batches(images, args.batch_size, labels), 1):
@@ -414,7 +414,7 @@ def train(args, ckpt=None):
                     history[f"{name}{i_stack}"].append(value)
 
             if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU; nothing else in this loop does.
+                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
                 speed = len(history["adv1"]) * len(real) / (time.time() - last_log)
                 minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
@@ -441,7 +441,7 @@ def train(args, ckpt=None):
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
                 table.writeheader()
                 table.writerows(rows)
-            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
                 "script": SCRIPT, "args": vars(args), "shape": shape,
                 "epoch": epoch, "step": step, "rows": rows, "z1": z1, "z0": z0,
@@ -451,7 +451,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
+            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -494,24 +494,24 @@ def sample_checkpoint(args, ckpt):
 # ---- command line ----
 
 def get_args(argv=None):
-    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
     parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
-    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
-    arg("--batch-size", type=int, default=64)
+    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
+    arg("--batch-size", type=int, default=64, help="real images in each step")
     arg("--lr", type=float, default=1e-3, help="learning rate of G0 and D1")
     arg("--lr-slow", type=float, default=2e-4, help="learning rate of D0 and G1")
-    arg("--beta1", type=float, default=0.0, help="Adam's momentum")
-    arg("--beta2", type=float, default=0.999)
+    arg("--beta1", type=float, default=0.0, help="Adam\'s decay of the average gradient")
+    arg("--beta2", type=float, default=0.999, help="Adam\'s decay of the average square")
     arg("--encoder-epochs", type=int, default=4, help="epochs of E, before all others")
     arg("--independent-epochs", type=int, default=5, help="epochs in which G0 gets real features")
     arg("--adv-weight", type=float, default=1.0, help="weight of the adversarial losses")
@@ -521,48 +521,48 @@ def get_args(argv=None):
     arg("--z0-dim", type=int, default=50)
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
-    arg("--seed", type=int, default=0)
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output
-    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
-    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
-    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     # machine
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
-    either("--sample", metavar="CKPT", help="generate images with a trained G")
-    arg("--num", type=int, default=0, help="how many images to --sample; 0: 8 of each class")
-    arg("--label", type=int, help="--sample only this class, from 0")
-    arg("--vary", choices=("z1", "z0"), help="--sample with only this noise different")
+    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
+    either("--sample", metavar="CKPT", help="generate images with its generators")
+    arg("--num", type=int, default=0, help="images that --sample generates; 0: 8 of each class")
+    arg("--label", type=int, help="with --sample: only this class, from 0")
+    arg("--vary", choices=("z1", "z0"), help="with --sample: vary this noise only")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
     if path:
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # no such file, damaged, or a pickle that could run code
+        except Exception as error:      # it is missing, damaged, or a pickle that could run code
             parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num", "label", "vary")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)
-        # What G and D are built from cannot change.
+        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
+        # These flags fix the layers of G and D.
         for name in ("image_size", "channels", "z1_dim", "z0_dim", "width"):
             if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
         if not 0 <= (args.label or 0) < ckpt["num_classes"]:
             parser.error(f"--label must be from 0 to {ckpt['num_classes'] - 1}")
     least = min(args.epochs, args.encoder_epochs, args.z1_dim, args.z0_dim, args.width)
     if least < 1 or args.batch_size < 2 or args.num < 0:
-        parser.error("--batch-size must be at least 2, and every other count at least 1")
+        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_slow) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
@@ -578,7 +578,7 @@ def main(argv=None):
     except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,39 @@
 """Wasserstein GAN with weight clipping (Arjovsky et al. 2017, arXiv:1701.07875, Algorithm 1).
 
-A generator G turns noise z into an image G(z). A critic D gives every image x a score D(x), which
-can be any number. With E the mean over the training images x, or over z ~ N(0, I):
+A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
+score D(x), which can be any number. E is the mean over the training images x, or over z ~ N(0, I):
 
-    D maximises  W = E D(x) - E D(G(z)),  with every weight kept within [-c, c], c = 0.01
-    G maximises  E D(G(z)),  once for every n_critic = 5 steps of D
+    D maximises  W = E D(x) - E D(G(z)),  with each weight kept between -c and c, where c = 0.01
+    G maximises  E D(G(z)),  with one step of G for every n_critic = 5 steps of D
 
-The idea: think of the real and the generated images as two piles of earth in the space of all
-images. A transport plan says how much earth goes from where to where, and costs amount times
+The idea: think of the real images and the fakes as two piles of earth in the space of all images.
+A transport plan says how much earth goes from where to where. Its cost is the amount times the
 distance. The cost of the cheapest plan is the earth mover's (or Wasserstein) distance between the
-two distributions. It shrinks steadily as the piles approach each other. The Jensen-Shannon
-divergence of gan_mlp.py does not: it is log 2 for all piles that do not overlap, near or far, and
-so gives G no direction (Example 1).
+two. It shrinks steadily as the piles approach each other. The Jensen-Shannon divergence (see
+gan_mlp.py) does not: it is log 2 for all piles that do not overlap, however near they are, so it
+does not tell G in which direction to move (Example 1).
 
-Nobody can search all transport plans between sets of images. But by Kantorovich-Rubinstein duality
-the distance equals
+Trying all transport plans between sets of images would take far too long. But by a theorem
+(Kantorovich-Rubinstein duality) the distance equals
 
     the maximum of  E f(x) - E f(G(z))  over all functions f whose slope is at most 1 everywhere.
 
-So D plays the role of f. Weight clipping keeps its slope below some unknown constant K, so W is at
-most K times the distance: compare its values within one run only. The better D is, the better is
-the direction that its gradient gives to G. That is why D takes more steps.
+So D plays the role of f. Clipping its weights keeps D's slope below an unknown constant K, so W is
+at most K times the distance. K depends on c and on D's layers: compare only runs that share them.
+The better D is, the better its gradient tells G where to go. So D takes more steps than G.
 
-Why clipping is a stopgap: with a large c, D takes long to train; with a small one, gradients vanish
-from layer to layer; and most weights end up at -c or c, where D can only be a simple function (the
-log has their share as at_clip). wgan_gp.py constrains the slope itself.
+Why clipping is a stopgap: a large c makes D slow to train (section 3), a small c makes gradients
+vanish from layer to layer, and weights held at -c or c leave D only simple functions. The log has
+their share as at_clip. wgan_gp.py limits the slope of D itself instead.
 
-What differs from the paper: no BatchNorm in D, whose scale factors would be clipped as well (W then
-stayed at 1e-13); one hidden fully connected layer in D; a faster G; smaller batches and networks;
-and samples come from G_ema, a copy of G with averaged weights. RMSprop is the paper's choice, since
-momentum made training unstable.
+What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
+(W then stayed near 1e-13); D has a hidden fully connected layer; G has a higher learning rate than
+D; batches and networks are smaller; and fakes are shown from G_ema, a copy of G whose weights are
+averaged over the steps. RMSprop is the paper's: with momentum, training was at times unstable.
 
-In a healthy run W rises while D learns and then falls as the images improve. W_val is the same for
-images that D was not trained on and stays close to W; if it is well below, D overfits. D(x),
-D(G(z)) and loss_G drift and mean nothing by themselves: a constant added to D changes no gradient.
+In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
+that D was not trained on. It stays close to W; if it is well below W, D overfits. D(x), D(G(z)) and
+loss_G drift and mean nothing by themselves: a constant added to D's scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png
@@ -61,7 +61,7 @@ SCRIPT = "wgan_clip"
 # ---- networks ----
 
 def map_sizes(side, smallest):
-    """Sides of the feature maps, halved, rounding up, until at most `smallest`: 28, 14, 7, 4."""
+    """Halve `side`, rounding up, until it is at most `smallest`. Return every side on the way."""
     sizes = [side]
     while sizes[-1] > smallest:
         sizes.append((sizes[-1] + 1) // 2)
@@ -69,17 +69,17 @@ def map_sizes(side, smallest):
 
 
 def init_weights(layer):
-    """Normal with standard deviation 0.02, as in the DCGAN paper; biases 0."""
+    """Draw weights from N(0, 0.02^2), as in the DCGAN paper, and set biases to 0."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, 0, 0.02)
         nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) to images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
+    """Turns noise z (B, z_dim) into images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
 
-    With `upsample`, maps grow by nearest-neighbour upsampling and convolution, which avoids the
-    checkerboard patterns of transposed convolutions.
+    With `upsample`, nearest-neighbour upsampling and a convolution enlarge the feature maps. This
+    avoids the checkerboard patterns of transposed convolutions.
     """
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
@@ -90,7 +90,7 @@ class Generator(nn.Module):
         layers = [nn.Linear(z_dim, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
         for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
-            # A kernel of 4 doubles a side, and one of 3 makes an odd side.
+            # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
             if upsample:
@@ -105,7 +105,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(nn.Sequential):
-    """The same, of four hidden layers without BatchNorm (--mlp): a hard test for the method."""
+    """A G of four hidden fully connected layers without BatchNorm (--mlp). It is hard to train."""
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
         n = 32 * width
@@ -117,7 +117,7 @@ class MLPGenerator(nn.Sequential):
 
 
 class Critic(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to scores (B,). No sigmoid or tanh: scores are unbounded."""
+    """Turns images (B, C, H, H) into scores (B,), without a sigmoid or tanh at the end."""
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
@@ -129,44 +129,44 @@ class Critic(nn.Module):
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))     # each unit sees all of the image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses need float32, even with --amp
+        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
 
 
 # ---- losses ----
 
 def critic_loss(s_real, s_fake):
-    """-W = E D(G(z)) - E D(x), from scores (B,) of real and of fake images."""
+    """Return -W = E D(G(z)) - E D(x), from the scores (B,) of real images and fakes."""
     return s_fake.mean() - s_real.mean()
 
 
 def generator_loss(s_fake):
-    """-E D(G(z)), from scores (B,) of fakes."""
+    """Return -E D(G(z)), from the scores (B,) of fakes."""
     return -s_fake.mean()
 
 
 @torch.no_grad()
 def clip_weights(D, clip):
-    """Move every weight of D into [-clip, clip]; without this, W has no maximum."""
+    """Clip all weights and biases of D to [-clip, clip]. Without this, W would have no maximum."""
     for w in D.parameters():
         w.clamp_(-clip, clip)
 
 
-# ---- one update of each player (Algorithm 1); what they return is logged ----
+# ---- one step of D and of G (Algorithm 1); each function returns what the log shows ----
 
 def noise(G, n):
-    """z ~ N(0, I), (n, z_dim), on G's device."""
+    """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
 def train_critic(G, D, opt, real, clip=0.01, amp=nullcontext()):
-    """One step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with amp:                           # torch.autocast, if --amp is given
-        with torch.no_grad():           # D's step needs no gradient through G
+    """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
+    with amp:                           # torch.autocast with --amp, or else nothing
+        with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(noise(G, len(real)))
         # One call is faster than two and gives the same scores: no layer of D mixes images.
         s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
@@ -174,27 +174,27 @@ def train_critic(G, D, opt, real, clip=0.01, amp=nullcontext()):
     D.zero_grad()
     loss_D.backward()
     opt.step()
-    clip_weights(D, clip)               # after the step, which may have left the interval
+    clip_weights(D, clip)               # the step may have moved weights beyond it
     return {"W": -loss_D.detach(), "D(x)": s_real.detach().mean(),
             "D(G(z))": s_fake.detach().mean()}
 
 
 def train_generator(G, D, opt, n, amp=nullcontext()):
-    """One step of G on n fakes."""
+    """Take one step of G on n fakes."""
     with amp:
         s_fake = D(G(noise(G, n)))
     loss_G = generator_loss(s_fake)
     G.zero_grad()
-    loss_G.backward(inputs=list(G.parameters()))    # through D, but not for D's weights
+    loss_G.backward(inputs=list(G.parameters()))    # the gradients of G's weights only
     opt.step()
     return {"loss_G": loss_G.detach()}
 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """G_ema = decay G_ema + (1 - decay) G after G's t-th update; BatchNorm's statistics are copied.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger for thousands of updates.
+    The decay starts small, or the random start would linger in G_ema for thousands of steps.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -205,7 +205,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G, z):
-    """G(z) in eval mode, so that no image depends on the others of its batch."""
+    """Return G(z), where BatchNorm uses its running statistics, so no image affects another."""
     G.eval()
     images = G(z)
     G.train()
@@ -215,10 +215,10 @@ def sample(G, z):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as one CUDA graph: one launch, not hundreds (--graph).
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
-    Three calls warm up, the fourth is recorded, and later ones replay it: the same kernels on new
-    data and noise, but no Python. A print or a new learning rate in `update` has no effect then.
+    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
+    on new data and noise, without Python, so a later print or learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -236,28 +236,28 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # before they change
+        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
 
 
 def train(args, ckpt=None):
-    # Imported here, so that a copy of this file alone can be imported for its networks and losses.
+    # Imported here, so that the networks and losses above can be imported without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use --resume to continue it, or choose another --out")
+        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the calls before a recording must not run on the default stream
+    if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
     images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
                             image_size=args.image_size, channels=args.channels)
-    shape = tuple(images.shape[1:])
+    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
-    n_batches = max(1, len(images) // args.batch_size)
+    n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
     held_out, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                               device=device, image_size=shape[-1], channels=shape[0])
     seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))      # for W_val
@@ -271,10 +271,10 @@ def train(args, ckpt=None):
     opt_D = optimizer(D.parameters(), lr=args.lr_d)
     parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
-    first_epoch, step, rows = 1, 0, []
+    first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
         for name, part in parts.items():
-            if name.startswith("opt"):      # learning rates are those of this run's flags
+            if name.startswith("opt"):      # the settings of the optimizers come from the flags
                 ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(ckpt[name])
         z = ckpt["z"].to(device)
@@ -298,7 +298,7 @@ def train(args, ckpt=None):
 
     print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
     save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # name: the values since the last line of the log
+    history = defaultdict(list)         # maps a name to its values since the last line of the log
     last_log = last_save = time.time()
     for epoch in range(first_epoch, args.epochs + 1):
         for i, real in enumerate(batches(images, args.batch_size), 1):
@@ -311,11 +311,11 @@ def train(args, ckpt=None):
                 history[name].append(value)
 
             if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU; nothing else in this loop does.
+                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
                 weights_D = nn.utils.parameters_to_vector(D.parameters())
                 means["at_clip"] = (weights_D.abs() >= args.clip).float().mean().item()
-                if i == n_batches:      # W, less what D adds to the score of images it trained on
+                if i == n_batches:      # W minus how much higher D scores images it was trained on
                     with torch.no_grad():
                         means["W_val"] = means["W"] - (D(seen).mean() - D(held_out).mean()).item()
                 speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
@@ -343,7 +343,7 @@ def train(args, ckpt=None):
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
                 table.writeheader()
                 table.writerows(rows)
-            buffer = io.BytesIO()       # not a file, where torch.save hides that a disk is full
+            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
                 "script": SCRIPT, "args": vars(args), "shape": shape,
                 "epoch": epoch, "step": step, "rows": rows, "z": z,
@@ -352,7 +352,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # in one step, so that ckpt.pt is always whole
+            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -373,7 +373,7 @@ def sample_checkpoint(args, ckpt):
     G = build_generator(args, ckpt["shape"])
     G.load_state_dict(ckpt["G_ema"])
     G.to(args.device)
-    # Drawn on the CPU, so that a seed gives the same images on every device.
+    # The noise is drawn on the CPU, so that a seed gives the same noise on every device.
     z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
     save_images(images, args.out)
@@ -382,67 +382,67 @@ def sample_checkpoint(args, ckpt):
 # ---- command line ----
 
 def get_args(argv=None):
-    """The settings, and the checkpoint if --resume or --sample names one (else None)."""
+    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
     parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # --amp and --no-amp
+    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist (if not given), fashion-mnist, cifar10, strokes or an image folder")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey, 3: RGB, 0: as is")
+    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
-    arg("--epochs", type=int, default=10, help="in total, including those before --resume")
-    arg("--batch-size", type=int, default=32)
+    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
+    arg("--batch-size", type=int, default=32, help="real images in each step")
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=5e-5, help="learning rate of D")
-    arg("--beta2", type=float, default=0.99, help="decay of RMSprop's average of squares")
+    arg("--beta2", type=float, default=0.99, help="RMSprop's alpha: decay of the average square")
     arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
-    arg("--clip", type=float, default=0.01, help="largest weight of D")
-    arg("--upsample", action=switch, default=False, help="upsample and convolve in G")
+    arg("--clip", type=float, default=0.01, help="c, the limit of D's absolute weights")
+    arg("--upsample", action=switch, default=False, help="no transposed convolutions in G")
     arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
-    arg("--z-dim", type=int, default=100)
+    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
-    arg("--seed", type=int, default=0)
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output
-    arg("--out", help=f"a folder, or a .png with --sample; if not given, out/{SCRIPT}")
-    arg("--log-every", type=float, default=3, help="seconds between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 saves a run")
-    arg("--keep", action=switch, default=False, help="keep every checkpoint, not only the last")
+    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     # machine
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="replay CUDA graphs, see GraphedUpdate")
+    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags you omit keep their values")
-    either("--sample", metavar="CKPT", help="generate images with a trained G")
-    arg("--num", type=int, default=64, help="how many images to --sample")
+    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
+    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    arg("--num", type=int, default=64, help="how many images --sample generates")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
     if path:
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # no such file, damaged, or a pickle that could run code
+        except Exception as error:      # it is missing, damaged, or a pickle that could run code
             parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)
-        # What G and D are built from cannot change.
+        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
+        # These flags fix the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
             if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"{name} must stay {ckpt['args'][name]}, as in {path}")
+                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.n_critic, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and every other count at least 1")
+        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
     decays = args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0, betas and --ema from 0 to below 1")
+        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt
@@ -458,7 +458,7 @@ def main(argv=None):
     except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; --resume continues from the last ckpt.pt in {args.out}, if any")
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
 
 
 if __name__ == "__main__":
