@@ -188,6 +188,8 @@ def _read_files(paths, side, channels, data_dir):
         with contextlib.suppress(Exception), Image.open(path) as image:
             if header:
                 return image.size, image.mode.startswith(("1", "L", "I"))   # True if it is grey
+            if image.mode == "F":
+                return None             # floating point, and its range is unknown
             if image.mode.startswith("I;16") or image.mode == "I" and image.getextrema()[1] > 255:
                 image = image.point(lambda v: v / 256).convert("L")     # convert alone would clip
             image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")

@@ -989,7 +989,7 @@ def test_no_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=URLError("no route")))
     for name, place in (("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw"),
                         ("cifar10", "cifar-10-python.tar.gz")):
-        message = f"--data {name}.*no route.*{tmp_path / place}.*--data strokes"
+        message = f"--data {name}.*{tmp_path / place}.*--data strokes"
         with pytest.raises(OSError, match=message) as error:
             common.load_images(name, tmp_path)
         assert "\n" not in str(error.value)
