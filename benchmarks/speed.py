@@ -348,9 +348,10 @@ def compare(name, all_images, all_labels, rates, flags, device):
 def main(argv=None):
     parser = argparse.ArgumentParser(usage="python benchmarks/speed.py [flags]", allow_abbrev=False)
     arg = parser.add_argument
-    arg("--scripts", nargs="+", default=PLAIN_STEPS, choices=PLAIN_STEPS, metavar="NAME")
+    arg("--scripts", nargs="+", default=PLAIN_STEPS, choices=PLAIN_STEPS, metavar="NAME",
+        help="names without .py; if not given, all six")
     arg("--data", help="if not given, mnist, or strokes where mnist cannot be downloaded")
-    arg("--data-dir", default="data")
+    arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--image-size", type=int, default=0, help="resize to this side; 0 keeps the original size")
     arg("--images", type=int, default=3200, help="about how many images a round has")
     arg("--batch-size", type=int, default=0, help="0: the default of each script")
