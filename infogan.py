@@ -1,38 +1,38 @@
-"""InfoGAN (Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv:1606.03657).
+"""InfoGAN (Chen, Duan, Houthooft, Schulman, Sutskever and Abbeel 2016, arXiv:1606.03657).
 
 In a plain GAN nobody knows what each number of the noise z does to the image. InfoGAN gives G a
 second input, a code c: here one of 10 categories, and two numbers from [-1, 1]. Q, a second output
-of D, has to read the code off the image, so G has to make it visible. With E the mean over the
-training images x, or over z ~ N(0, I) and random c:
+of the discriminator D, has to read the code off the fake G(z, c), so G has to make it visible. With
+E as the mean over the training images x, or over z ~ N(0, I) and random c:
 
     D and Q maximise  E log D(x) + E log(1 - D(G(z, c))) + lambda L_I
     G maximises       E log D(G(z, c)) + lambda L_I
     L_I = H(c) + E log Q(c | G(z, c))
 
-L_I is a lower bound on the mutual information between c and G(z, c), that is, on what the image
-says about its code (section 5). To please D as well, G must express the code by something in which
-real images differ, such as the digit or its slant. So the codes come to mean something without any
+L_I is a lower bound on the mutual information between c and G(z, c), that is, on what the fake says
+about its code (section 5). To please D as well, G must express the code by something in which real
+images differ, such as the digit or its slant. So the codes come to mean something without any
 labels, and Q becomes a classifier of real images although it has only ever seen fakes.
 
-For the category, Q is a softmax, and its part of L_I cannot exceed the entropy H(c) = log 10 =
+For the category, Q gives the logits of a softmax, and L_I cannot exceed the entropy H(c) = log 10 =
 2.303 nats. For the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half the
-squared error plus a constant; the log shows the root of the mean squared error as code_rmse (0.58
-is chance). The weights lambda are --cat-weight and --code-weight.
+squared error plus a constant. The log shows the root of the mean squared error as code_rmse; 0.58
+is chance. The weights lambda are --cat-weight and --code-weight.
 
 Two mistakes are common in other implementations. One trains Q on the labels of real images, which
 is a different, supervised method (--supervised). The other takes -c log q as the loss of a number c
 and its guess q, although q is not a probability.
 
-What differs from the paper: D learns faster; networks are half as wide; D's trunk also learns to
-raise L_I, as in the authors' code; noise is normal instead of uniform; and samples come from G_ema,
-a copy of G with averaged weights.
+What differs from the paper: D has a higher learning rate; networks are half as wide; D's trunk also
+learns to raise L_I, as in the authors' code; the noise is normal, not uniform; and fakes are shown
+from G_ema, a copy of G whose weights are averaged over the steps.
 
 In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 to about 0.2 within three
 epochs. That a code can be read does not say what it means: look at the grids in samples/. They have
 one row for each category and show, to the right, what each number does.
 
     python infogan.py                                   # MNIST, 15 epochs, into out/infogan
-    python infogan.py --sample out/infogan/ckpt.pt      # a row a category; what each number does
+    python infogan.py --sample out/infogan/ckpt.pt      # a row a category, and the numbers
     python infogan.py --sample out/infogan/ckpt.pt --category 3 --code 0.5 -1 --out out/one.png
 """
 
@@ -73,10 +73,10 @@ def init_weights(layer):
 
 
 class Generator(nn.Module):
-    """Noise z (B, z_dim) and codes c (B, c_dim) to images (B, C, H, H) in [-1, 1].
+    """Turns noise z (B, z_dim) and codes c (B, c_dim) into images (B, C, H, H) in [-1, 1].
 
-    `shape` is (C, H, H). A code is the one-hot vector of a category, then num_codes numbers from
-    [-1, 1]: c_dim = categories + num_codes.
+    `shape` is (C, H, H). A code holds the one-hot vector of a category, and then num_codes numbers
+    from [-1, 1], so c_dim = categories + num_codes.
     """
 
     def __init__(self, z_dim=62, shape=(1, 28, 28), width=32, categories=10, num_codes=2):
@@ -101,10 +101,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to raw scores (B,); D(x) is their sigmoid.
+    """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    Q shares the trunk. Its output (B, c_dim) is laid out like a code: a logit for each category,
-    then a guess of each number.
+    Q shares the trunk. Its output (B, c_dim) is laid out like a code: first a logit for each
+    category, then a guess of each number.
     """
 
     def __init__(self, shape=(1, 28, 28), width=32, c_dim=12):
@@ -130,7 +130,7 @@ class Discriminator(nn.Module):
         return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
 
     def score_and_code(self, x):
-        """D's scores (B,) and Q's output (B, c_dim)."""
+        """Return D's scores (B,) and Q's output (B, c_dim)."""
         h = self.trunk(x)
         return self.score(h).flatten().float(), self.Q(h).float()
 
@@ -149,12 +149,12 @@ def generator_loss(s_fake):
 
 
 def information(q, c, categories):
-    """What Q's output q says about the codes c, both (B, c_dim), of images G(z, c).
+    """Return how well Q's output q tells the codes c of the fakes; both are (B, c_dim).
 
-    Returns L_I of the category in nats, at most log(categories) (equation 5), and the squared error
-    of the numbers, summed over them; half of it is -E log Q, up to a constant.
+    The first value is L_I of the category in nats (equation 5), at most log(categories). The second
+    is the squared error, summed over the numbers; half of it is -E log Q, up to a constant.
     """
-    # cross_entropy takes the softmax itself; a second softmax before it would flatten Q.
+    # cross_entropy applies the softmax itself. A second softmax would flatten the distribution.
     L_I = math.log(categories) - F.cross_entropy(q[:, :categories], c[:, :categories])
     return L_I, (q[:, categories:] - c[:, categories:]).square().sum(1).mean()
 
@@ -167,7 +167,7 @@ def noise(G, n):
 
 
 def codes(G, n):
-    """n random codes (n, c_dim) on G's device: one-hot categories, then numbers from [-1, 1]."""
+    """Return n random codes (n, c_dim): one-hot categories, and then numbers from [-1, 1]."""
     device = next(G.parameters()).device
     category = torch.randint(G.categories, (n,), device=device)
     numbers = 2 * torch.rand(n, G.num_codes, device=device) - 1
@@ -176,16 +176,16 @@ def codes(G, n):
 
 def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weight=1.0,
                         amp=nullcontext()):
-    """One step of D and Q on real images (B, C, H, H) in [-1, 1] and as many fakes.
+    """Take one step of D and Q on real images (B, C, H, H) in [-1, 1] and as many fakes.
 
-    With labels (B,) Q also learns to classify the real images; that is no longer InfoGAN.
+    With labels (B,), Q also learns to classify the real images. That is no longer InfoGAN.
     """
     z, c = noise(G, len(real)), codes(G, len(real))
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(z, c)
-        # In one batch, BatchNorm would mix real and fake. Q does not see real images, whose codes
-        # nobody knows, unless it is to learn their labels.
+        # In one call, BatchNorm would mix real and fake. Q does not see real images, because nobody
+        # knows their codes, unless it is to learn their labels.
         s_real, q_real = (D(real), None) if labels is None else D.score_and_code(real)
         s_fake, q = D.score_and_code(fake)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
@@ -238,11 +238,11 @@ def sample(G, z, c):
 
 
 def pictures(G, z, c, steps=9):
-    """What the codes do: a list of pictures (K, n, C, H, H), with a row for each of K categories.
+    """Return pictures (K, n, C, H, H) of what the codes do, with a row for each of K categories.
 
-    The first shows n = len(z) images of each category, from z (n, z_dim) and the numbers in c (n,
-    c_dim). Then there is one for each number, which goes from -2 to 2, twice as far as in training,
-    with z[0] and the other numbers at 0.
+    The first one takes z (n, z_dim) and the numbers in c (n, c_dim). Then there is one for each
+    number, which goes from -2 to 2, twice as far as in training. It takes z[0], and sets the other
+    numbers to 0.
     """
     inputs = [(z, c[:, G.categories:])]
     for j in range(G.num_codes):
@@ -408,8 +408,8 @@ def build_generator(args, shape):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    There are as many of each category, with random noise and numbers, unless --category and --code
-    set these. Beside a grid, one picture for each number shows what it does.
+    All categories get the same share, and numbers are random, unless --category and --code set
+    them. Beside a grid, one picture for each number shows what it does.
     """
     from common import save_grid, save_images
     G = build_generator(args, ckpt["shape"])
@@ -418,7 +418,7 @@ def sample_checkpoint(args, ckpt):
     if args.category is None:
         columns = math.ceil(num / K)
         num = K * columns if args.out.endswith(".png") else num     # whole rows
-    # Drawn while G is on the CPU, so that a seed gives the same images on every device.
+    # The noise is drawn while G is on the CPU, so that a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z, c = noise(G, num), codes(G, num)
     category = torch.arange(num) * K // num
@@ -458,10 +458,10 @@ def get_args(argv=None):
     arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient")
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
     arg("--categories", type=int, default=10, help="values of the categorical code")
-    arg("--num-codes", type=int, default=2, help="how many codes are numbers")
+    arg("--num-codes", type=int, default=2, help="how many numbers a code has")
     arg("--cat-weight", type=float, default=1.0, help="lambda of the category")
     arg("--code-weight", type=float, default=1.0, help="lambda of the numbers")
-    arg("--supervised", action=switch, default=False, help="also teach Q the labels of the data")
+    arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
@@ -500,8 +500,8 @@ def get_args(argv=None):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if not 0 <= (args.category or 0) < args.categories or len(args.code) > args.num_codes:
-        parser.error(f"the category is from 0 to {args.categories - 1}, "
-                     f"and there are {args.num_codes} numbers")
+        parser.error(f"--category must be from 0 to {args.categories - 1}, "
+                     f"and --code takes up to {args.num_codes} numbers")
     least = min(args.epochs, args.z_dim, args.width, args.categories)
     if least < 1 or args.batch_size < 2 or min(args.num, args.num_codes) < 0:
         parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")

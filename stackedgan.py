@@ -1,4 +1,4 @@
-"""Stacked GAN, SGAN (Huang, Li, Poursaeed, Hopcroft, Belongie 2017, arXiv:1612.04357).
+"""Stacked GAN, SGAN (Huang, Li, Poursaeed, Hopcroft and Belongie 2017, arXiv:1612.04357).
 
 First a classifier E is trained and frozen. It is a stack of two parts: E0 turns an image x into
 features h1, and E1 turns these into a label y. Then a stack of two GANs learns to invert it from
@@ -16,20 +16,21 @@ losses (section 3). For G1 they are
     entropy       mean of (Q1(G1(y, z1)) - z1)^2        Q1, a second output of D1, finds the noise
 
 and for G0 likewise, with the mean of (E0(G0(h1, z0)) - h1)^2 as the conditional loss. The entropy
-loss is needed because a generator that only obeys its condition could ignore its noise: the better
-Q recovers the noise, the more the images of one label vary. Each D learns to tell real from fake,
-and its Q to recover the noise of fakes (real data have none).
+loss is needed because a generator that only obeys its condition could ignore its noise. The better
+Q recovers the noise, the more the images of one label vary. Each D learns to tell real data from
+fakes, and its Q learns to recover the noise of the fakes (real data have none).
 
 In the independent phase G0 gets the features of real images. In the joint phase it gets those that
 G1 makes, as it will in use. No gradient passes from G0 into G1, as in the authors' code.
 
-What differs from the paper: noise is normal instead of uniform, so its variance is 12 times as
-large, and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0
-and E have BatchNorm; Adam has no momentum; G1 learns more slowly than D1; and samples come from
-G1_ema and G0_ema, copies with averaged weights.
+What differs from the paper: the noise is normal, not uniform, so its variance is 12 times as large,
+and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0 and E
+have BatchNorm; Adam has no momentum; G1 has a lower learning rate than D1; and fakes are shown from
+G1_ema and G0_ema, copies whose weights are averaged over the steps.
 
 In a healthy run loss_real and loss_fake stay a little below 0.69 in both stacks, cond1 goes to
-0.001 and cond0 to 0.1, and ent1 and ent0 fall well below 1, where nothing of z is recovered.
+0.001 and cond0 to 0.1, and ent1 and ent0 fall well below 1, which is chance. (The log adds the
+number of the stack to each name.)
 
     python stackedgan.py                                            # MNIST, into out/stackedgan
     python stackedgan.py --sample out/stackedgan/ckpt.pt            # a row for each class
@@ -74,9 +75,9 @@ def init_weights(layer):
 
 
 class Encoder(nn.Module):
-    """A classifier of images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
+    """Classifies images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
 
-    E0 turns them into features h1 (B, 16 width), all at least 0; E1 turns h1 into logits.
+    E0 turns them into features h1 (B, 16 width), which are never negative, and E1 into logits.
     """
 
     def __init__(self, shape=(1, 28, 28), width=16, num_classes=10):
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
         layers = []
         for n_in, n_out in zip(channels, channels[1:]):
-            # ReLU after pooling gives the same as before it, and is less work.
+            # ReLU after pooling gives the same result as before it, with less work.
             layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)]
             layers.append(nn.ReLU())
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, 16 * width)]
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
 
 
 class Generator1(nn.Module):
-    """Labels y (B,), int64, and noise z1 (B, z_dim) to features h1 (B, 16 width), at least 0."""
+    """Turns labels y (B,), int64, and noise z1 (B, z_dim) into features h1 (B, 16 width)."""
 
     def __init__(self, z_dim=50, width=16, num_classes=10):
         super().__init__()
@@ -114,7 +115,7 @@ class Generator1(nn.Module):
 
 
 class Generator0(nn.Module):
-    """Features h1 (B, 16 width) and noise z0 (B, z_dim) to images (B, C, H, H) in [-1, 1]."""
+    """Turns features h1 (B, 16 width) and noise z0 (B, z_dim) into images (B, C, H, H)."""
 
     def __init__(self, z_dim=50, shape=(1, 28, 28), width=16):
         super().__init__()
@@ -138,13 +139,13 @@ class Generator0(nn.Module):
 
 
 class Discriminator1(nn.Module):
-    """Features h1 (B, 16 width) to raw scores (B,) and Q's guess of z1 (B, z_dim)."""
+    """Turns features h1 (B, 16 width) into raw scores (B,) and Q's guess of z1 (B, z_dim)."""
 
     def __init__(self, width=16, z_dim=50):
         super().__init__()
         hidden = 32 * width
-        # No BatchNorm, which ruins fully connected discriminators; without it, N(0, 0.02) would be
-        # too small a start, so the initial weights are PyTorch's own.
+        # There is no BatchNorm, as it ruins fully connected discriminators. Without it, weights of
+        # init_weights would be too small, so these are the ones that PyTorch draws.
         self.trunk = nn.Sequential(
             nn.Linear(16 * width, hidden), nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden), nn.LeakyReLU(0.2))
@@ -156,7 +157,7 @@ class Discriminator1(nn.Module):
 
 
 class Discriminator0(nn.Module):
-    """Images (B, C, H, H) in [-1, 1] to raw scores (B,) and Q's guess of z0 (B, z_dim)."""
+    """Turns images (B, C, H, H) into raw scores (B,) and Q's guess of z0 (B, z_dim)."""
 
     def __init__(self, shape=(1, 28, 28), width=16, z_dim=50):
         super().__init__()
@@ -194,10 +195,10 @@ def generator_loss(s_fake):
 
 
 def conditional_loss(recovered, condition):
-    """How far what E makes of a fake is from the condition that the fake was made for.
+    """Return how far E's output for a fake is from the condition that the fake was made for.
 
-    For labels (B,) it is the cross-entropy of logits (B, num_classes), and for features (B, 16
-    width) the mean squared error.
+    For labels (B,), that is the cross-entropy of the logits (B, num_classes). For features
+    (B, 16 width), it is the mean squared error.
     """
     if condition.ndim == 1:
         return F.cross_entropy(recovered, condition)
@@ -205,8 +206,8 @@ def conditional_loss(recovered, condition):
 
 
 # ---- one step of D and of G; each function returns what the log shows ----
-# They serve both stacks. For G1 and D1 real data are features h1, and conditions are labels y. For
-# G0 and D0 real data are images, and conditions are features h1.
+# Both stacks use them. For G1 and D1, real data are features h1, and conditions are labels y. For
+# G0 and D0, real data are images, and conditions are features h1.
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -214,13 +215,13 @@ def noise(G, n):
 
 
 def train_discriminator(G, D, opt, real, condition, ent_weight=0.3, amp=nullcontext()):
-    """One step of D and Q on real data (B, ...) and on one fake for each condition."""
+    """Take one step of D and Q, on real data (B, ...) and on one fake for each condition."""
     z = noise(G, len(condition))
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(condition, z)
         s_real, _ = D(real)             # real data have no noise for Q to recover
-        s_fake, z_hat = D(fake)         # in one batch, BatchNorm would mix real and fake
+        s_fake, z_hat = D(fake)         # in one call, BatchNorm would mix real and fake
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     D.zero_grad()
     (loss_real + loss_fake + ent_weight * F.mse_loss(z_hat, z)).backward()
@@ -230,7 +231,7 @@ def train_discriminator(G, D, opt, real, condition, ent_weight=0.3, amp=nullcont
 
 def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, ent_weight=0.3,
                     amp=nullcontext()):
-    """One step of G on one fake for each condition. E_i is what G inverts: E.E1 or E.E0."""
+    """Take one step of G, on one fake for each condition. G inverts E_i, which is E.E1 or E.E0."""
     z = noise(G, len(condition))
     with amp:
         fake = G(condition, z)
@@ -240,7 +241,7 @@ def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, 
     cond = conditional_loss(recovered.float(), condition)
     G.zero_grad()
     total = adv_weight * adv + cond_weight * cond + ent_weight * ent
-    total.backward(inputs=list(G.parameters()))     # through D and E, but not for their weights
+    total.backward(inputs=list(G.parameters()))     # the gradients of G's weights only
     opt.step()
     return {"adv": adv.detach(), "cond": cond.detach(), "ent": ent.detach()}
 
@@ -295,7 +296,7 @@ class GraphedUpdate:
 
 
 def pretrain(E, images, labels, epochs):
-    """Train the classifier E on uint8 images; the learning rate falls to 0."""
+    """Train the classifier E on uint8 images (N, C, H, H). The learning rate falls to 0."""
     from common import batches
     opt = torch.optim.Adam(E.parameters(), lr=1e-3)
     steps = epochs * max(1, len(images) // 128)
@@ -350,14 +351,14 @@ def train(args, ckpt=None):
     G0_ema = copy.deepcopy(G0).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
                         capturable=use_graph)
-    # D0 has BatchNorm and does best if slower than G0; D1 has none and must be the faster one.
+    # D0 has BatchNorm and works best with a lower rate than G0. D1 has none and needs a higher one.
     opt_D1 = optimizer(D1.parameters(), lr=args.lr)
     opt_G0 = optimizer(G0.parameters(), lr=args.lr)
     opt_G1 = optimizer(G1.parameters(), lr=args.lr_slow)
     opt_D0 = optimizer(D0.parameters(), lr=args.lr_slow)
     parts = {"E": E, "G1": G1, "D1": D1, "G0": G0, "D0": D0, "G1_ema": G1_ema, "G0_ema": G0_ema,
              "opt_G1": opt_G1, "opt_D1": opt_D1, "opt_G0": opt_G0, "opt_D0": opt_D0}
-    # For the grids: a row for each class, and the same noise, so that they can be compared.
+    # Every grid has a row for each class and the same noise, so that they can be compared.
     y_grid = torch.arange(min(num_classes, 32), device=device).repeat_interleave(8)
     z1, z0 = noise(G1, len(y_grid)), noise(G0, len(y_grid))
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
@@ -463,8 +464,8 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    There are as many of each class, or only of the class args.label. With --vary, only z1 or only
-    z0 differs from image to image.
+    All classes get the same share, unless --label names one. With --vary, only z1 or only z0
+    differs from image to image.
     """
     from common import save_images
     G1 = Generator1(args.z1_dim, args.width, ckpt["num_classes"])
@@ -478,7 +479,7 @@ def sample_checkpoint(args, ckpt):
     y = torch.arange(num) * K // num
     if args.label is not None:
         y[:] = args.label
-    # Drawn while G1 and G0 are on the CPU, so that a seed gives the same images on every device.
+    # The noise is drawn while G1 is on the CPU, so that a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z1, z0 = noise(G1, num), noise(G0, num)
     if args.vary == "z1":
@@ -512,7 +513,7 @@ def get_args(argv=None):
     arg("--lr-slow", type=float, default=2e-4, help="learning rate of D0 and G1")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient")
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
-    arg("--encoder-epochs", type=int, default=4, help="epochs of E, before all others")
+    arg("--encoder-epochs", type=int, default=4, help="epochs of E, which come first")
     arg("--independent-epochs", type=int, default=5, help="epochs in which G0 gets real features")
     arg("--adv-weight", type=float, default=1.0, help="weight of the adversarial losses")
     arg("--cond-weight", type=float, default=1.0, help="weight of the conditional losses")

@@ -1,37 +1,37 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
-A generator G turns noise z into an image G(z). A critic D gives every image x a score D(x), which
-can be any number. E is the mean over training images x, over z ~ N(0, I), and over eps:
+A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
+score D(x), which can be any number. E is the mean over training images x, z ~ N(0, I) and eps:
 
     D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,   W = E D(x) - E D(G(z))
-    G maximises  E D(G(z)),  once for every n_critic = 5 steps of D
+    G maximises  E D(G(z)),  with one step of G for every n_critic = 5 steps of D
     x_hat = eps x + (1 - eps) G(z),  with a fresh eps ~ U[0, 1] for every image
 
 Why a penalty: the largest W over all D whose gradient norm is at most 1 everywhere is the earth
-mover's distance between real and generated images (wgan_clip.py explains it). Clipping the weights
-of D enforces such a bound, but leaves D only simple functions. Here D is free, and the loss
-penalises it where its gradient norm is not 1. W is then a rough estimate of the distance (the
-penalty is soft and D is not perfect): compare its values within one run only.
+mover's distance between real images and fakes (wgan_clip.py explains it). Clipping the weights of D
+bounds the norm as well, but leaves D only simple functions. Here the weights are free, and the loss
+penalises D where its gradient norm is not 1. W is then a rough estimate of the distance (the
+penalty is not a strict bound, and D is not perfect): compare its values within one run only.
 
-Why a norm of 1, rather than at most 1: on the straight line between a real and a generated point
-that the cheapest transport plan pairs up, the optimal critic has gradient norm 1 (Proposition 1).
-Asking for 1 costs it nothing there, and keeps D from going flat.
+Why a norm of 1, rather than at most 1: on the straight line between a real image and a fake that
+the cheapest transport plan pairs up, the best D has a gradient norm of 1 (Proposition 1). Asking
+for 1 costs it nothing there, and keeps D from going flat.
 
 Why at points between x and G(z): no constraint can be enforced everywhere in a space of 784
-dimensions, and between the two distributions is where it matters. The optimal pairs are unknown, so
+dimensions, and between the two distributions is where it matters. The best pairs are unknown, so
 x and G(z) are paired at random, which works well in practice.
 
 Why no BatchNorm in D: the penalty is about the gradient of one image's score with respect to that
 image, and BatchNorm makes a score depend on the whole batch. LayerNorm and InstanceNorm do not.
 
-What differs from the paper: a learning rate of 1e-3 instead of 1e-4; one hidden fully connected
-layer in D; smaller batches and networks; and samples come from G_ema, a copy of G with averaged
-weights.
+What differs from the paper: the learning rate is 1e-3 instead of 1e-4; D has a hidden fully
+connected layer; batches and networks are smaller; and fakes are shown from G_ema, a copy of G whose
+weights are averaged over the steps.
 
 In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
-the images improve. W_val is the same for images that D was not trained on and stays close to W; if
-it is well below, D overfits. D(x), D(G(z)) and loss_G drift and mean nothing by themselves, because
-adding a constant to D changes neither W nor any gradient.
+the fakes improve. W_val is W on images that D was not trained on. It stays close to W; if it is
+well below W, D overfits. D(x), D(G(z)) and loss_G drift and mean nothing by themselves: a constant
+added to D's scores changes no gradient.
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 epochs, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
@@ -157,16 +157,16 @@ def generator_loss(s_fake):
 
 
 def gradient_penalty(D, real, fake):
-    """E (||grad D(x_hat)||_2 - 1)^2, the penalty of equation 3, and the mean norm; scalars.
+    """Return E (||grad D(x_hat)||_2 - 1)^2, the penalty of equation 3, and the mean norm: scalars.
 
-    real and fake: float32, (B, ...), of the same shape; fake is detached from G. D must score
-    every image on its own: BatchNorm raises a RuntimeError, other layers that mix images fail
-    silently. Call this outside of autocast, where the gradients would lose precision.
+    real and fake are float32 and have one shape (B, ...); fake is detached from G. D must score
+    every image on its own: BatchNorm raises a RuntimeError, but other layers that mix images fail
+    silently. Call this outside of autocast, inside which the gradients would lose precision.
     """
     eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)    # (B, 1, 1, 1)
     x_hat = eps * real + (1 - eps) * fake.float()
-    # Scores are independent, so one gradient of their sum holds the gradient of every image's.
-    # Like autograd.grad(..., create_graph=True), but it refuses BatchNorm in train mode.
+    # The scores are independent, so the gradient of their sum holds the gradient of each score.
+    # This equals autograd.grad(..., create_graph=True), but it refuses BatchNorm in train mode.
     gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
     norm = gradient.flatten(1).norm(dim=1)      # one norm for each image, (B,)
     return (norm - 1).square().mean(), norm.mean()
