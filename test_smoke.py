@@ -537,7 +537,7 @@ def test_sigkill_leaves_a_whole_checkpoint(train, tmp_path):
     for flags in start, ["--resume", path]:
         command = [sys.executable, gan_mlp.__file__, "--epochs", 10**6, "--save-every", 1, *flags]
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
-        seen, deadline = set(), time.time() + 60
+        seen, deadline = set(), time.time() + 120
         while len(seen) < 9:
             assert process.poll() is None and time.time() < deadline
             seen |= {path.stat().st_mtime_ns} if path.exists() else set()
@@ -719,7 +719,7 @@ def test_rules_of_dcgan():
     assert {m.negative_slope for m in D if isinstance(m, nn.LeakyReLU)} == {0.2}
     for layer in [*G, *D]:
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            assert abs(layer.weight.std() - 0.02) < 0.003 and not layer.bias.any()
+            assert abs(layer.weight.std() - 0.02) < 0.004 and not layer.bias.any()
             assert getattr(layer, "stride", (2, 2)) == (2, 2)
 
 
