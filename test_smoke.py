@@ -39,6 +39,7 @@ from benchmarks import quality
 NAMES = ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp", "infogan", "stackedgan")
 SCRIPTS = gan_mlp, dcgan, wgan_clip, wgan_gp, infogan, stackedgan = [
     importlib.import_module(name) for name in NAMES]
+RGB = (200, 100, 50)
 TINY = ["--width", "4", "--z-dim", "4", "--lr-d", "2e-3"]
 FLAGS = {       # tiny networks; G takes a step for every two of D, where that can be chosen
     gan_mlp: [*TINY, "--k", "2"], dcgan: TINY, wgan_clip: [*TINY, "--n-critic", "2"],
@@ -208,8 +209,7 @@ def test_each_player_gets_better(script):
 
 def test_scores_are_raw_and_batchnorm_has_its_usual_settings(script):
     """The last layer times 1000 gives scores times 1000: no sigmoid, no tanh."""
-    G, D, _, _ = networks(script)
-    x = torch.rand(4, 1, 8, 8)
+    (G, D, _, _), x = networks(script), torch.rand(4, 1, 8, 8)
     before = score(D.eval(), x)
     with torch.no_grad():
         D.score.weight.mul_(1000), D.score.bias.mul_(1000)
@@ -298,7 +298,6 @@ def bce(scores, target):
 
 
 def judge(s_real, s_fake):
-    """What D minimises, and what its step reports."""
     loss_real, loss_fake = bce(s_real, 1.0), bce(s_fake, 0.0)
     return loss_real + loss_fake, {
         "loss_real": loss_real, "loss_fake": loss_fake, "D(x)": s_real.sigmoid().mean(),
@@ -330,7 +329,6 @@ def critic_by_hand(G, D, real, gp_weight=None):
 
 
 def code_losses(q, c):
-    """Cross-entropy of the category, and the squared error of the numbers."""
     return (-(q[:, :10].log_softmax(1) * c[:, :10]).sum() / 8, ((q - c)[:, 10:]**2).sum() / 8)
 
 
@@ -347,9 +345,9 @@ def infogan_D_by_hand(G, D, real, labels=None):
 
 def infogan_G_by_hand(G, D, real):
     z, c = torch.randn(8, 4), infogan.codes(G, 8)
-    s_fake, q = D.score_and_code(G(z, c))
-    category, error = code_losses(q, c)
-    return bce(s_fake, 1.0) + 2 * category + 3 * error / 2, {"loss_G": bce(s_fake, 1.0)}
+    h = D.trunk(G(z, c))                # Q's gradient goes through the trunk, and to G
+    (category, error), loss_G = code_losses(D.Q(h), c), bce(D.score(h), 1.0)
+    return loss_G + 2 * category + 3 * error / 2, {"loss_G": loss_G}
 
 
 torch.manual_seed(0)
@@ -358,15 +356,15 @@ E = stackedgan.Encoder((1, 8, 8), 4, 3).eval().requires_grad_(False)
 
 
 def stack_D_by_hand(G, D, real, condition):
-    z = torch.randn(8, 4)
+    z = torch.randn(8, 4)               # Q is not asked about real data, which have none
     s_real, (s_fake, z_hat) = D(real)[0], D(G(condition, z))
     loss, stats = judge(s_real, s_fake)
     return loss + 3 * ((z_hat - z)**2).mean(), {k: stats[k] for k in ("loss_real", "loss_fake")}
 
 
 def stack_G_by_hand(G, D, real, condition):
-    z = torch.randn(8, 4)
-    fake = G(condition, z)
+    given, z = F.one_hot(LABELS) if condition is LABELS else H1, torch.randn(8, 4)
+    fake = G.net(torch.cat([given, z], 1))
     s_fake, z_hat = D(fake)
     adv, ent = bce(s_fake, 1.0), ((z_hat - z)**2).mean()
     if condition is LABELS:
@@ -429,7 +427,7 @@ def test_files_of_a_run(script, runs):
     names = {str(path.relative_to(out)) for path in out.rglob("*.*")}
     assert names == {"samples/real.png", "samples/0001.png", "samples/0002.png", "samples.gif",
                      "log.csv", "ckpt.pt", "ckpt_0001.pt", "ckpt_0002.pt"}
-    rows, ckpt = list(csv.DictReader((out / "log.csv").open())), load(out / "ckpt.pt")
+    rows, ckpt = [*csv.DictReader((out / "log.csv").open())], load(out / "ckpt.pt")
     assert [row["epoch"] + row["step"] for row in rows] == "11 12 13 14 25 26 27 28".split()
     assert [float(row["images/s"]) for row in rows] == [row["images/s"] for row in ckpt["rows"]]
     assert (ckpt["epoch"], ckpt["step"], ckpt["shape"]) == (2, 8, (1, 8, 8))
@@ -473,12 +471,13 @@ def test_resume_in_place_with_new_settings(script, runs, tmp_path):
     """The run goes on in its folder; the new learning rate counts, and the optimizers remember."""
     out = shutil.copytree(runs[script], tmp_path / "run")
     before = load(out / "ckpt.pt")
-    run(script, "--resume", out / "ckpt.pt", "--epochs", "3", "--lr", "1e-30")
+    run(script, "--resume", out / "ckpt.pt", "--epochs", 3, "--lr", 1e-30, "--ema", 0)
     after, G = load(out / "ckpt.pt"), "G0" if script is stackedgan else "G"
     names = [name for name in before[G] if name.endswith(("weight", "bias"))]
     assert all(torch.equal(before[G][name], after[G][name]) for name in names)
     steps = {int(s["step"]) for s in after["opt_" + G]["state"].values()}
     assert steps == {12 // (2 if script in (gan_mlp, wgan_clip, wgan_gp) else 1)}
+    assert all(same(after[name[:-4]], after[name]) for name in after if name.endswith("_ema"))
     assert Image.open(out / "samples.gif").n_frames == 3
 
 
@@ -508,8 +507,19 @@ def test_sample(script, runs, tmp_path):
         assert np.array_equal(pixels(tmp_path / f"many/{i:05}.png"), image)
         assert np.array_equal(pixels(tmp_path / "grid.png")[2:10, 2 + 10 * i:10 + 10 * i], image)
     assert not same(load(path)["G"], load(path)["G_ema"])
-    run(script, "--sample", path)                # beside the checkpoint, if not told where
-    (path.parent / "sample.png").unlink()
+
+
+def test_grids_of_training(script, runs):
+    """They show the averaged G, with the noise of the checkpoint, and rows of eight."""
+    def stored(args):
+        noise = [ckpt[name] for name in ("z", "z1", "z0") if name in ckpt]
+        if script is infogan:
+            noise.append(torch.cat([torch.eye(10)[[0] * 8], ckpt["c"][:, 10:]], 1))
+        args[:] = [torch.arange(16) // 8, *noise] if script is stackedgan else noise
+
+    ckpt = load(runs[script] / "ckpt.pt")
+    second = expected_samples(script, ckpt, 1, change=stored)[1]
+    assert np.array_equal(pixels(runs[script] / "samples/0002.png")[2:10, 12:20], second)
 
 
 def test_a_copy_alone_can_be_imported(tmp_path):
@@ -532,8 +542,8 @@ modules[3].train_critic(G, D, torch.optim.Adam(D.parameters()), torch.zeros(2, 1
 
 def test_sigkill_leaves_a_whole_checkpoint(train, tmp_path):
     """Killed twice while it saves all the time, the second time after it was resumed."""
-    path = tmp_path / "run/ckpt.pt"
-    start = ["--data", train.folder, "--data-dir", tmp_path, "--out", path.parent, *TINY]
+    path = tmp_path / "ckpt.pt"
+    start = ["--data", train.folder, "--data-dir", tmp_path, "--out", tmp_path, *TINY]
     for flags in start, ["--resume", path]:
         command = [sys.executable, gan_mlp.__file__, "--epochs", 10**6, "--save-every", 1, *flags]
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
@@ -560,7 +570,6 @@ def test_ctrl_c_and_bugs(script, runs, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("rate", ("--lr", "--lr-d", None))
 def test_divergence_and_a_full_disk_stop_before_a_save(script, runs, tmp_path, capsys, rate):
-    """Weights that a step throws out of all bounds show in the loss or in the weights."""
     if script is wgan_clip and rate == "--lr-d":
         pytest.skip("clipping keeps the weights of D finite")
     out = shutil.copytree(runs[script], tmp_path / "run")
@@ -586,8 +595,7 @@ def test_saves_once_a_minute(script, train, runs, tmp_path, monkeypatch):
 
 
 def test_tensorboard(script, runs, tmp_path, monkeypatch):
-    """The package is not installed here, so a stand-in notes what it is told."""
-    package = mock.Mock()
+    package = mock.Mock()               # tensorboard is not installed
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
     run(script, "--resume", runs[script] / "ckpt_0001.pt", "--out", tmp_path, "--tensorboard",
         "--log-every", 9)
@@ -595,8 +603,7 @@ def test_tensorboard(script, runs, tmp_path, monkeypatch):
     writer, row = package.SummaryWriter.return_value, load(tmp_path / "ckpt.pt")["rows"][-1]
     scalars = {call.args[0]: call.args[1:] for call in writer.add_scalar.call_args_list}
     assert scalars == {name: (row[name], 8) for name in row.keys() - {"epoch", "step", "images/s"}}
-    assert writer.add_images.called
-    assert writer.add_histogram.called == (script in (wgan_clip, wgan_gp))
+    assert writer.add_images.called and writer.add_histogram.called == (script in SCRIPTS[2:4])
 
 
 def gpu(test):
@@ -629,10 +636,10 @@ def test_cuda_graph_trains_as_without(script, train, tmp_path):
 
 BAD_FLAGS = {
     "--epochs 0": "at least 1", "--batch-size 1": "at least 2", "--num -1": "at least 1",
-    "--lr 0": "above 0", "--lr nan": "above 0", "--lr -1": "above 0", "--ema 1": "below 1",
-    "--beta2 1": "below 1", "--beta2 -0.1": "below 1", "--width 0": "at least 1",
-    "--epochs ten": "invalid int", "--epoch 3": "unrecognized", "--channels 2": "invalid choice",
-    "--data nowhere": "nowhere", "--classes bird": "bird", "--resume a --sample b": "not allowed",
+    "--lr 0": "above 0", "--lr nan": "above 0", "--ema 1": "below 1", "--beta2 -0.1": "below 1",
+    "--width 0": "at least 1", "--epochs ten": "invalid int", "--epoch 3": "unrecognized",
+    "--channels 2": "invalid choice", "--data nowhere": "nowhere", "--classes bird": "bird",
+    "--resume a --sample b": "not allowed",
 }
 
 
@@ -679,26 +686,38 @@ def test_other_errors(script, runs, train, tmp_path, monkeypatch, capsys):
     one = write_images(tmp_path / "one", 1)
     assert "too few" in stops(capsys, run, script, "--data", one, "--out", tmp_path)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    line = stops(capsys, train, script, tmp_path, "--tensorboard")
-    assert "tensorboard" in line
+    assert "tensorboard" in stops(capsys, train, script, tmp_path, "--tensorboard")
 
 
 # ---- each method ----
 
-@pytest.mark.parametrize("script, flag", ((gan_mlp, "--k"), (wgan_clip, "--n-critic"),
-                                          (wgan_gp, "--n-critic")))
-def test_steps_of_D_for_each_step_of_G(script, flag, train, tmp_path, monkeypatch):
-    """The count goes on from epoch to epoch and over --resume; t counts the steps of G."""
-    def noted(letter, function):
-        return lambda *args, **kwargs: calls.append(letter or args[3]) or function(*args, **kwargs)
+SETTINGS = {    # the arguments of steps that are flags, with other values than by default
+    gan_mlp: {"loss": "minimax", "l1": 0.5}, wgan_clip: {"clip": 0.5}, wgan_gp: {"gp_weight": 2.0},
+    infogan: {"cat_weight": 2.0, "code_weight": 3.0}, dcgan: {},
+    stackedgan: {"adv_weight": 2.0, "cond_weight": 3.0, "ent_weight": 4.0},
+}
 
-    calls = []
-    steps = {"D": D_step(script), "G": script.train_generator, "": script.update_ema}
-    for letter, step in steps.items():
+
+def test_order_and_arguments_of_steps(script, train, tmp_path, monkeypatch):
+    """Several steps of D for one of G are counted from epoch to epoch and over --resume."""
+    def noted(letter, step):
+        return lambda *args, **kwargs: (calls.append((letter, args[3])) or settings.update(kwargs)
+                                        or step(*args, **kwargs))
+
+    calls, settings = [], {}
+    for letter, step in zip("DGt", (D_step(script), script.train_generator, script.update_ema)):
         monkeypatch.setattr(script, step.__name__, noted(letter, step))
-    train(script, tmp_path, flag, 3)
-    run(script, "--resume", tmp_path / "ckpt.pt", "--epochs", "3")
-    assert calls == [*"DDDG", 1, *"DDDG", 2, *"DDDG", 3, *"DDDG", 4]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[script].items()]
+    often = {gan_mlp: ["--k=3"], wgan_clip: ["--n-critic=3"], wgan_gp: ["--n-critic=3"]}
+    train(script, tmp_path, *flags, *often.get(script, []))
+    run(script, "--resume", tmp_path / "ckpt.pt", "--epochs", 3)
+    order = 4 * "DDDGt" if script in often else 12 * ("DGDGtt" if script is stackedgan else "DGt")
+    assert "".join(letter for letter, _ in calls) == order
+    times = 2 if script is stackedgan else 1            # both generators are averaged at step t
+    steps = [1 + i // times for i in range(order.count("t"))]
+    assert [t for letter, t in calls if letter == "t"] == steps
+    assert {x if isinstance(x, int) else len(x) for letter, x in calls if letter != "t"} == {8}
+    assert {k: v for k, v in settings.items() if k not in ("amp", "E_i")} == SETTINGS[script]
 
 
 def test_networks_of_gan_mlp():
@@ -751,19 +770,19 @@ def test_a_score_does_not_depend_on_the_other_images(norm, layers):
     D, x = wgan_gp.Critic((1, 28, 28), 4, norm), torch.rand(4, 1, 28, 28)
     other = torch.cat([x[:1], torch.rand(3, 1, 28, 28)])
     torch.testing.assert_close(D(x)[0], D(other)[0])
-    assert sum("Norm" in type(m).__name__ for m in D.modules()) == layers
+    assert len(re.findall(r"GroupNorm\(1,|LayerNorm|InstanceNorm", str(D))) == layers
 
 
 @pytest.mark.parametrize("script", (wgan_clip, wgan_gp))
-def test_W_val(script, runs, train):
+def test_W_val(script, train, tmp_path):
     """W less what D gives images for having trained on them, at the end of an epoch."""
-    ckpt, D = load(runs[script] / "ckpt.pt"), script.Critic((1, 8, 8), 4)
+    ckpt = load(train(script, tmp_path, "--classes", "cat", "--log-every", 0) / "ckpt.pt")
+    D, flags = script.Critic((1, 8, 8), 4), {"classes": ["cat"], "data_dir": tmp_path}
     D.load_state_dict(ckpt["D"])
-    seen, held_out = (D(common.load_images(train.folder, train.folder / ".data", train=part)[0]
-                        / 127.5 - 1).mean().item() for part in (True, False))
-    row = ckpt["rows"][-1]
-    assert row["W_val"] == pytest.approx(row["W"] - (seen - held_out), abs=1e-6)
-    assert ["W_val" in row for row in ckpt["rows"]] == 2 * [False, False, False, True]
+    seen, held_out = (common.load_images(train.folder, train=part, **flags)[0] for part in (1, 0))
+    gap, row = D(seen / 127.5 - 1).mean() - D(held_out / 127.5 - 1).mean(), ckpt["rows"][-1]
+    assert row["W_val"] == pytest.approx(row["W"] - gap.item(), abs=1e-6)
+    assert ["W_val" in row for row in ckpt["rows"]] == [False, True, False, True]
 
 
 def test_clipping_bounds_every_weight(runs):
@@ -826,8 +845,8 @@ def test_labels_do_not_touch_infogan(train, tmp_path, monkeypatch, capsys):
                 load_images(*args, **kwargs)[0], load_images(*args, **kwargs)[1].flip(0)))
             second = load(train(infogan, tmp_path / f"2{flags}", *flags) / "ckpt.pt")["D"]
         assert same(first, second) == (not flags)
-    line = stops(capsys, train, infogan, tmp_path, "--supervised", "--categories", 1)
-    assert "--categories 2" in line
+    flags = "--supervised", "--categories", 1
+    assert "--categories 2" in stops(capsys, train, infogan, tmp_path, *flags)
 
 
 def test_pictures_of_infogan():
@@ -863,7 +882,9 @@ def test_samples_of_infogan(runs, train, tmp_path, capsys):
     for flags in ["--category", 10], ["--category", -1], ["--code", 1, 2, 3]:
         assert "from 0 to 9" in stops(capsys, run, infogan, "--sample", path, *flags)
     path = train(infogan, tmp_path / "run", "--num-codes", 0, "--categories", 3) / "ckpt.pt"
-    run(infogan, "--sample", path)
+    run(infogan, "--sample", path, "--num", 4, "--out", tmp_path / "all")
+    names = sorted(file.stem for file in (tmp_path / "all").iterdir())
+    assert names == ["0_00000", "0_00001", "1_00002", "2_00003"]
     assert load(path)["rows"][-1]["code_rmse"] == 0
     assert pixels(tmp_path / "run/samples/0002.png").shape == (32, 82)      # three rows of 8
 
@@ -882,18 +903,6 @@ def test_encoder_learns_and_then_stays(runs, train, tmp_path):
     assert same(first, second) and same(first, third)
 
 
-def test_Q_is_not_asked_about_real_data():
-    """Other real images change D's score layer, but not the layer of Q."""
-    moved = []
-    for real in torch.zeros(8, 1, 8, 8), torch.rand(8, 1, 8, 8):
-        G, D, _, opt = networks(stackedgan)
-        torch.manual_seed(4)
-        stackedgan.train_discriminator(G, D, opt, real, H1)
-        moved.append(D)
-    torch.testing.assert_close(moved[0].Q.weight, moved[1].Q.weight)
-    assert not torch.equal(moved[0].score.weight, moved[1].score.weight)
-
-
 def test_phases_of_stackedgan(train, tmp_path, monkeypatch):
     """G0 gets the features of the real images for one epoch, and then those that G1 makes."""
     calls, step = [], stackedgan.train_discriminator
@@ -904,12 +913,12 @@ def test_phases_of_stackedgan(train, tmp_path, monkeypatch):
     E.eval()
     for i, ((h1, y), (x, condition)) in enumerate(zip(calls[::2], calls[1::2])):
         torch.testing.assert_close(E.E0(x), h1)         # D1's real data in both phases
-        assert y.dtype == torch.int64 and torch.equal(h1, condition) == (i < 4)
+        assert condition.min() >= 0 and len(condition.unique(dim=0)) == len(y) == 8
+        assert torch.equal(h1, condition) == (i < 4)
 
 
 def test_stackedgan_refuses(runs, train, tmp_path, capsys):
-    line = stops(capsys, train, stackedgan, tmp_path, "--classes", "cat")
-    assert "one class" in line
+    assert "one class" in stops(capsys, train, stackedgan, tmp_path, "--classes", "cat")
     for name in "abc":
         write_images(tmp_path / "new" / name)
     flags = "--resume", runs[stackedgan] / "ckpt.pt", "--data", tmp_path / "new"
@@ -979,25 +988,19 @@ def test_cifar10(tmp_path, monkeypatch):
     images, labels = common.load_images("cifar10", tmp_path)
     assert np.array_equal(images, data[:5].reshape(10, 3, 32, 32))
     assert labels.tolist() == [0, 7, 1, 7, 2, 7, 3, 7, 4, 7]
-    grey, _ = common.load_images("cifar10", tmp_path, train=False, classes=["horse"], channels=1)
-    weighted = np.einsum("c,chw", (0.299, 0.587, 0.114), data[5, 1].reshape(3, 32, 32))
-    assert np.abs(grey[0, 0].numpy() - weighted).max() < 1.5
+    horse, _ = common.load_images("cifar10", tmp_path, train=False, classes=["horse"], channels=1)
+    assert horse.shape == (1, 1, 32, 32)
 
 
 def test_no_network(tmp_path, monkeypatch, capsys):
     """A data set asked for by name is never replaced; the default is, and a line says so."""
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=URLError("no route")))
-    for name, place in (("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw"),
-                        ("cifar10", "cifar-10-python.tar.gz")):
+    for name, place in ("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("cifar10", "cifar"):
         message = f"--data {name}.*{tmp_path / place}.*--data strokes"
         with pytest.raises(OSError, match=message) as error:
             common.load_images(name, tmp_path)
         assert "\n" not in str(error.value)
     assert common.default_data(tmp_path) == "strokes" and capsys.readouterr().err.count("\n") == 1
-    for part in "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1":
-        (tmp_path / f"MNIST/raw/{part}-ubyte").write_bytes(b"damaged")
-    with pytest.raises(OSError, match="delete damaged ones"):
-        common.load_images("mnist", tmp_path)
 
 
 def test_classes_and_split_of_a_folder(tmp_path):
@@ -1018,9 +1021,6 @@ def test_classes_and_split_of_a_folder(tmp_path):
     assert torch.equal(some, images[9:]) and labels.tolist() == [1] * 9 + [0] * 9
     some, _ = common.load_images(folder, tmp_path, classes=["2"])       # the name, not the number
     assert torch.equal(some, images[:9])
-
-
-RGB = (200, 100, 50)
 
 
 @pytest.mark.parametrize("mode, colour, name, expected", (
