@@ -39,6 +39,7 @@ from benchmarks import quality
 NAMES = ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp", "infogan", "stackedgan")
 SCRIPTS = gan_mlp, dcgan, wgan_clip, wgan_gp, infogan, stackedgan = [
     importlib.import_module(name) for name in NAMES]
+torch.set_num_threads(1)    # the tensors are tiny, and threads would wait for each other
 RGB = (200, 100, 50)
 TINY = ["--width", "4", "--z-dim", "4", "--lr-d", "2e-3"]
 FLAGS = {       # tiny networks; G takes a step for every two of D, where that can be chosen
@@ -908,9 +909,8 @@ def test_phases_of_stackedgan(train, tmp_path, monkeypatch):
     calls, step = [], stackedgan.train_discriminator
     monkeypatch.setattr(stackedgan, "train_discriminator",
                         lambda *args, **kwargs: calls.append(args[3:]) or step(*args, **kwargs))
-    E = stackedgan.Encoder((1, 8, 8), 4, 2)
+    E = stackedgan.Encoder((1, 8, 8), 4, 2).eval()
     E.load_state_dict(load(train(stackedgan, tmp_path) / "ckpt.pt")["E"])
-    E.eval()
     for i, ((h1, y), (x, condition)) in enumerate(zip(calls[::2], calls[1::2])):
         torch.testing.assert_close(E.E0(x), h1)         # D1's real data in both phases
         assert condition.min() >= 0 and len(condition.unique(dim=0)) == len(y) == 8
