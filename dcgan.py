@@ -123,7 +123,7 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -135,7 +135,7 @@ class Discriminator(nn.Module):
 # F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real data and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
@@ -144,7 +144,7 @@ def generator_loss(s_fake):
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one step of D and of G; each function returns what the log shows ----
+# ---- one step of D and of G; the train functions return what the log shows ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -180,7 +180,7 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 def update_ema(G_ema, G, decay, t):
     """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger in G_ema for thousands of steps.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -212,7 +212,7 @@ class GraphedUpdate:
     """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise, without Python, so a later print or learning rate has no effect.
+    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -230,7 +230,7 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
+        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
 
 
 def train(args, ckpt=None):
@@ -310,7 +310,7 @@ def train(args, ckpt=None):
                       f"{minutes:.1f} min left", flush=True)
                 weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
                 if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
                 rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
                     for name, value in means.items():
@@ -424,7 +424,7 @@ def get_args(argv=None):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
+        parser.error("--batch-size must be above 1; epochs, num, z-dim and width above 0")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
         parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")

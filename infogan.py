@@ -1,38 +1,38 @@
 """InfoGAN (Chen, Duan, Houthooft, Schulman, Sutskever and Abbeel 2016, arXiv:1606.03657).
 
-In a plain GAN nobody knows what each number of the noise z does to the image. InfoGAN gives G a
-second input, a code c: here one of 10 categories, and two numbers from [-1, 1]. Q, a second output
-of the discriminator D, has to read the code off the fake G(z, c), so G has to make it visible. With
-E as the mean over the training images x, or over z ~ N(0, I) and random c:
+In a plain GAN nobody knows what each number of the noise z does to the image. InfoGAN gives the
+generator G a second input: a code c, made of a category (one of 10) and two numbers from [-1, 1].
+Q, a second output of the discriminator D, has to recover the code from the fake G(z, c), so G has
+to make it visible. E is the mean over the training images x, or over z ~ N(0, I) and random c:
 
     D and Q maximise  E log D(x) + E log(1 - D(G(z, c))) + lambda L_I
     G maximises       E log D(G(z, c)) + lambda L_I
     L_I = H(c) + E log Q(c | G(z, c))
 
-L_I is a lower bound on the mutual information between c and G(z, c), that is, on what the fake says
-about its code (section 5). To please D as well, G must express the code by something in which real
-images differ, such as the digit or its slant. So the codes come to mean something without any
-labels, and Q becomes a classifier of real images although it has only ever seen fakes.
+L_I is a lower bound on the mutual information between c and G(z, c), that is, on how much the fake
+tells about its code (section 5). To fool D as well, G must express the code by something in which
+real images differ, such as the digit or its slant. So the code comes to mean something without any
+labels, and Q can sort real images by it, although its loss only ever uses fakes.
 
-For the category, Q gives the logits of a softmax, and L_I cannot exceed the entropy H(c) = log 10 =
-2.303 nats. For the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half the
-squared error plus a constant. The log shows the root of the mean squared error as code_rmse; 0.58
-is chance. The weights lambda are --cat-weight and --code-weight.
+L_I has a part for the category and one for the numbers, each with its own lambda (--cat-weight and
+--code-weight). Only the first part is in the log as L_I: at most the entropy log 10 = 2.303 nats of
+the category. For the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half
+the squared error plus a constant. The log has the root mean square error, code_rmse (0.58: chance).
 
 Two mistakes are common in other implementations. One trains Q on the labels of real images, which
 is a different, supervised method (--supervised). The other takes -c log q as the loss of a number c
 and its guess q, although q is not a probability.
 
-What differs from the paper: D has a higher learning rate; networks are half as wide; D's trunk also
-learns to raise L_I, as in the authors' code; the noise is normal, not uniform; and fakes are shown
-from G_ema, a copy of G whose weights are averaged over the steps.
+What differs from the paper: D has a higher learning rate; networks are half as wide; Q's variance
+is fixed, and the layers that D and Q share also learn to raise L_I (both as in the authors' code);
+the noise is normal, not uniform; and fakes are shown from G_ema, G with averaged weights.
 
 In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 to about 0.2 within three
-epochs. That a code can be read does not say what it means: look at the grids in samples/. They have
-one row for each category and show, to the right, what each number does.
+epochs. That Q can read the code does not tell what it means: look at the grids in samples/. They
+have one row for each category and show, to the right, what each number does.
 
     python infogan.py                                   # MNIST, 15 epochs, into out/infogan
-    python infogan.py --sample out/infogan/ckpt.pt      # a row a category, and the numbers
+    python infogan.py --sample out/infogan/ckpt.pt      # a row for each category; number sweeps
     python infogan.py --sample out/infogan/ckpt.pt --category 3 --code 0.5 -1 --out out/one.png
 """
 
@@ -75,7 +75,7 @@ def init_weights(layer):
 class Generator(nn.Module):
     """Turns noise z (B, z_dim) and codes c (B, c_dim) into images (B, C, H, H) in [-1, 1].
 
-    `shape` is (C, H, H). A code holds the one-hot vector of a category, and then num_codes numbers
+    `shape` is (C, H, H). A code is the one-hot vector of its category and then num_codes numbers
     from [-1, 1], so c_dim = categories + num_codes.
     """
 
@@ -103,8 +103,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    Q shares the trunk. Its output (B, c_dim) is laid out like a code: first a logit for each
-    category, then a guess of each number.
+    Q shares D's hidden layers, the trunk. Q's output (B, c_dim) is laid out like a code: first a
+    logit for each category, then a guess of each number.
     """
 
     def __init__(self, shape=(1, 28, 28), width=32, c_dim=12):
@@ -120,7 +120,7 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.1))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))      # its units see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
         self.Q = nn.Sequential(nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width),
                                nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
@@ -130,7 +130,7 @@ class Discriminator(nn.Module):
         return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
 
     def score_and_code(self, x):
-        """Return D's scores (B,) and Q's output (B, c_dim)."""
+        """Return D's scores (B,) and Q's output (B, c_dim). D(x) leaves Q out."""
         h = self.trunk(x)
         return self.score(h).flatten().float(), self.Q(h).float()
 
@@ -139,7 +139,7 @@ class Discriminator(nn.Module):
 # F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real data and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
@@ -149,17 +149,17 @@ def generator_loss(s_fake):
 
 
 def information(q, c, categories):
-    """Return how well Q's output q tells the codes c of the fakes; both are (B, c_dim).
+    """Return how well Q's output q recovers the codes c of the fakes; both are (B, c_dim).
 
-    The first value is L_I of the category in nats (equation 5), at most log(categories). The second
-    is the squared error, summed over the numbers; half of it is -E log Q, up to a constant.
+    The first value is the category's part of L_I in nats (equation 5), at most log(categories). The
+    second is the squared error, summed over the numbers. Half of it is -E log Q, up to a constant.
     """
     # cross_entropy applies the softmax itself. A second softmax would flatten the distribution.
     L_I = math.log(categories) - F.cross_entropy(q[:, :categories], c[:, :categories])
     return L_I, (q[:, categories:] - c[:, categories:]).square().sum(1).mean()
 
 
-# ---- one step of D and of G; each function returns what the log shows ----
+# ---- one step of D and of G; the train functions return what the log shows ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -169,7 +169,7 @@ def noise(G, n):
 def codes(G, n):
     """Return n random codes (n, c_dim): one-hot categories, and then numbers from [-1, 1]."""
     device = next(G.parameters()).device
-    category = torch.randint(G.categories, (n,), device=device)
+    category = torch.randint(G.categories, (n,), device=device)     # row i of eye is one-hot for i
     numbers = 2 * torch.rand(n, G.num_codes, device=device) - 1
     return torch.cat([torch.eye(G.categories, device=device)[category], numbers], 1)
 
@@ -184,8 +184,8 @@ def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weigh
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(z, c)
-        # In one call, BatchNorm would mix real and fake. Q does not see real images, because nobody
-        # knows their codes, unless it is to learn their labels.
+        # Two calls, because in one BatchNorm would mix real and fake. Q sees real images only if it
+        # is to learn their labels: nobody knows their codes.
         s_real, q_real = (D(real), None) if labels is None else D.score_and_code(real)
         s_fake, q = D.score_and_code(fake)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
@@ -206,7 +206,7 @@ def train_generator(G, D, opt, n, cat_weight=1.0, code_weight=1.0, amp=nullconte
     z, c = noise(G, n), codes(G, n)
     with amp:
         s_fake, q = D.score_and_code(G(z, c))
-    loss_G = generator_loss(s_fake)
+    loss_G = generator_loss(s_fake)     # the log shows this part only
     L_I, error = information(q, c, G.categories)
     G.zero_grad()
     total = loss_G - cat_weight * L_I + code_weight * error / 2
@@ -219,7 +219,7 @@ def train_generator(G, D, opt, n, cat_weight=1.0, code_weight=1.0, amp=nullconte
 def update_ema(G_ema, G, decay, t):
     """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger in G_ema for thousands of steps.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -238,11 +238,11 @@ def sample(G, z, c):
 
 
 def pictures(G, z, c, steps=9):
-    """Return pictures (K, n, C, H, H) of what the codes do, with a row for each of K categories.
+    """Return a list of grids of images (K, n, C, H, H), each with one row for each of K categories.
 
-    The first one takes z (n, z_dim) and the numbers in c (n, c_dim). Then there is one for each
-    number, which goes from -2 to 2, twice as far as in training. It takes z[0], and sets the other
-    numbers to 0.
+    The columns of the first grid take z (n, z_dim) and the numbers of c (n, c_dim). Each other grid
+    is a sweep: one number goes from -2 to 2, which is twice its range in training, while the other
+    numbers are 0 and the noise is z[0].
     """
     inputs = [(z, c[:, G.categories:])]
     for j in range(G.num_codes):
@@ -262,7 +262,7 @@ class GraphedUpdate:
     """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise, without Python, so a later print or learning rate has no effect.
+    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -280,7 +280,7 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
+        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
 
 
 def train(args, ckpt=None):
@@ -313,7 +313,7 @@ def train(args, ckpt=None):
     opt_G = optimizer(G.parameters(), lr=args.lr)
     opt_D = optimizer(D.parameters(), lr=args.lr_d)
     parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
-    z, c = noise(G, 8), codes(G, 8)     # the same for every grid, so that they can be compared
+    z, c = noise(G, 8), codes(G, 8)     # the same for every grid, so that grids can be compared
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
         for name, part in parts.items():
@@ -364,7 +364,7 @@ def train(args, ckpt=None):
                       f"{minutes:.1f} min left", flush=True)
                 weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
                 if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
                 rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
                     for name, value in means.items():
@@ -374,7 +374,7 @@ def train(args, ckpt=None):
 
         if epoch % save_every == 0 or epoch == args.epochs or time.time() - last_save > 60:
             grid, *sweeps = pictures(G_ema, z, c)
-            for sweep in sweeps:        # each to the right of a white column
+            for sweep in sweeps:        # put each to the right of a white column
                 grid = torch.cat([grid, torch.ones_like(sweep[:, :1]), sweep], 1)
             save_grid(grid.flatten(0, 1), out / f"samples/{epoch:04}.png", grid.shape[1])
             if writer:
@@ -408,8 +408,8 @@ def build_generator(args, shape):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    All categories get the same share, and numbers are random, unless --category and --code set
-    them. Beside a grid, one picture for each number shows what it does.
+    All categories get the same share, unless --category names one. --code sets the first numbers,
+    and the others are random. Without these flags, a grid comes with a sweep of each number.
     """
     from common import save_grid, save_images
     G = build_generator(args, ckpt["shape"])
@@ -421,7 +421,7 @@ def sample_checkpoint(args, ckpt):
     # The noise is drawn while G is on the CPU, so that a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z, c = noise(G, num), codes(G, num)
-    category = torch.arange(num) * K // num
+    category = torch.arange(num) * K // num     # 0, 0, ..., 1, 1, ...: the same share for each
     if args.category is not None:
         category[:] = args.category
     c[:, :K] = torch.eye(K)[category]
@@ -457,10 +457,10 @@ def get_args(argv=None):
     arg("--lr-d", type=float, default=5e-4, help="learning rate of D")
     arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient")
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
-    arg("--categories", type=int, default=10, help="values of the categorical code")
+    arg("--categories", type=int, default=10, help="how many categories there are")
     arg("--num-codes", type=int, default=2, help="how many numbers a code has")
-    arg("--cat-weight", type=float, default=1.0, help="lambda of the category")
-    arg("--code-weight", type=float, default=1.0, help="lambda of the numbers")
+    arg("--cat-weight", type=float, default=1.0, help="lambda: weight of the category's L_I")
+    arg("--code-weight", type=float, default=1.0, help="lambda: weight of the numbers' error")
     arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
@@ -479,9 +479,9 @@ def get_args(argv=None):
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
     either("--sample", metavar="CKPT", help="generate images with its G_ema")
-    arg("--num", type=int, default=0, help="images that --sample generates; 0: 8 of each category")
+    arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * categories")
     arg("--category", type=int, help="with --sample: only this category, from 0")
-    arg("--code", type=float, nargs="+", default=[], help="with --sample: these numbers")
+    arg("--code", type=float, nargs="+", default=[], help="with --sample: set the numbers to these")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
@@ -504,7 +504,7 @@ def get_args(argv=None):
                      f"and --code takes up to {args.num_codes} numbers")
     least = min(args.epochs, args.z_dim, args.width, args.categories)
     if least < 1 or args.batch_size < 2 or min(args.num, args.num_codes) < 0:
-        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
+        parser.error("--batch-size must be above 1, sizes above 0, num and num-codes at least 0")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
         parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")

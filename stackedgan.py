@@ -6,36 +6,36 @@ the top down:
 
     E0: x -> h1     E1: h1 -> y              G1: (y, z1) -> h1     G0: (h1, z0) -> x
 
-This splits a hard task, drawing an image of a given class, into two easier ones, and gives the two
-noises different meanings: z1 chooses what kind of 3 it is, and z0 adds the details that E0
-discards. Each generator has a discriminator of its own (D1 of features, D0 of images) and three
-losses (section 3). For G1 they are
+This splits a hard task, drawing an image of a given class, into two easier ones. It also gives the
+two noises different meanings: z1 chooses what kind of 3 is drawn, and z0 adds what E0 discards.
+Each generator has a discriminator, which estimates the probability that its input is real (D1 for
+features, D0 for images), and three losses (section 3). For G1 they are
 
-    adversarial   mean of -log D1(G1(y, z1))            the features look real
-    conditional   mean of -log p_E1(y | G1(y, z1))      E1 recognises the label
-    entropy       mean of (Q1(G1(y, z1)) - z1)^2        Q1, a second output of D1, finds the noise
+    adversarial   mean of -log D1(G1(y, z1))            D1 takes the fake features for real
+    conditional   mean of -log p_E1(y | G1(y, z1))      E1 gives label y a high probability
+    entropy       mean of (Q1(G1(y, z1)) - z1)^2        Q1, a second output of D1, recovers z1
 
-and for G0 likewise, with the mean of (E0(G0(h1, z0)) - h1)^2 as the conditional loss. The entropy
-loss is needed because a generator that only obeys its condition could ignore its noise. The better
-Q recovers the noise, the more the images of one label vary. Each D learns to tell real data from
-fakes, and its Q learns to recover the noise of the fakes (real data have none).
+and for G0 likewise, with the mean of (E0(G0(h1, z0)) - h1)^2 as the conditional loss. Without the
+entropy loss, a generator could obey its condition (y or h1) and ignore its noise. If Q can recover
+the noise, outputs for one condition vary: they have entropy. Each D learns to tell real data from
+fakes, which G makes, and its Q learns to recover the noise of the fakes (real data have none).
 
-In the independent phase G0 gets the features of real images. In the joint phase it gets those that
-G1 makes, as it will in use. No gradient passes from G0 into G1, as in the authors' code.
+In the independent phase G0 gets the features of real images, and in the joint phase those that G1
+makes, as in sampling. Even then no gradient passes from G0 into G1, as in the authors' code.
 
 What differs from the paper: the noise is normal, not uniform, so its variance is 12 times as large,
-and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0 and E
-have BatchNorm; Adam has no momentum; G1 has a lower learning rate than D1; and fakes are shown from
-G1_ema and G0_ema, copies whose weights are averaged over the steps.
+and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0, E and
+G1's last layer have BatchNorm; Adam has no momentum; all learning rates are higher, most of all
+those of G0 and D1; and fakes are shown from G1_ema and G0_ema, copies with averaged weights.
 
-In a healthy run loss_real and loss_fake stay a little below 0.69 in both stacks, cond1 goes to
-0.001 and cond0 to 0.1, and ent1 and ent0 fall well below 1, which is chance. (The log adds the
-number of the stack to each name.)
+In a healthy run loss_real and loss_fake stay a little below 0.69 in both GANs, cond1 goes to
+0.001, cond0 to 0.1, ent1 to 0.65 and ent0 to 0.8. An entropy loss of 1 is chance. (The log adds the
+number of the GAN to each name, as in loss_real1.)
 
     python stackedgan.py                                            # MNIST, into out/stackedgan
     python stackedgan.py --sample out/stackedgan/ckpt.pt            # a row for each class
     python stackedgan.py --sample out/stackedgan/ckpt.pt --vary z1  # the same z0 for all images
-    python stackedgan.py --sample out/stackedgan/ckpt.pt --label 3 --num 1000 --out threes
+    python stackedgan.py --sample out/stackedgan/ckpt.pt --label 3 --num 1000 --out out/threes
 """
 
 import argparse
@@ -77,7 +77,7 @@ def init_weights(layer):
 class Encoder(nn.Module):
     """Classifies images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H).
 
-    E0 turns them into features h1 (B, 16 width), which are never negative, and E1 into logits.
+    E0 turns images into features h1 (B, 16 * width), all at least 0. E1 turns h1 into logits.
     """
 
     def __init__(self, shape=(1, 28, 28), width=16, num_classes=10):
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
         layers = []
         for n_in, n_out in zip(channels, channels[1:]):
-            # ReLU after pooling gives the same result as before it, with less work.
+            # ReLU is cheaper after pooling, with the same result. ceil_mode rounds sides up.
             layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)]
             layers.append(nn.ReLU())
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, 16 * width)]
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
 
 class Generator1(nn.Module):
-    """Turns labels y (B,), int64, and noise z1 (B, z_dim) into features h1 (B, 16 width)."""
+    """Turns labels y (B,), int64, and noise z1 (B, z_dim) into features h1, at least 0 as E0's."""
 
     def __init__(self, z_dim=50, width=16, num_classes=10):
         super().__init__()
@@ -139,13 +139,13 @@ class Generator0(nn.Module):
 
 
 class Discriminator1(nn.Module):
-    """Turns features h1 (B, 16 width) into raw scores (B,) and Q's guess of z1 (B, z_dim)."""
+    """Turns features h1 (B, 16 * width) into raw scores s (B,) and Q's guess of z1 (B, z_dim)."""
 
     def __init__(self, width=16, z_dim=50):
         super().__init__()
         hidden = 32 * width
-        # There is no BatchNorm, as it ruins fully connected discriminators. Without it, weights of
-        # init_weights would be too small, so these are the ones that PyTorch draws.
+        # There is no BatchNorm, because it ruined fully connected discriminators here. Without it,
+        # the weights of init_weights would be too small, so D1 keeps PyTorch's initial weights.
         self.trunk = nn.Sequential(
             nn.Linear(16 * width, hidden), nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden), nn.LeakyReLU(0.2))
@@ -172,7 +172,7 @@ class Discriminator0(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
         self.apply(init_weights)
 
@@ -185,7 +185,7 @@ class Discriminator0(nn.Module):
 # F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real images and fakes."""
+    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real data and fakes."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
@@ -195,7 +195,7 @@ def generator_loss(s_fake):
 
 
 def conditional_loss(recovered, condition):
-    """Return how far E's output for a fake is from the condition that the fake was made for.
+    """Return how far E's output for a fake is from the condition that the fake was made from.
 
     For labels (B,), that is the cross-entropy of the logits (B, num_classes). For features
     (B, 16 width), it is the mean squared error.
@@ -205,9 +205,9 @@ def conditional_loss(recovered, condition):
     return F.mse_loss(recovered, condition)
 
 
-# ---- one step of D and of G; each function returns what the log shows ----
-# Both stacks use them. For G1 and D1, real data are features h1, and conditions are labels y. For
-# G0 and D0, real data are images, and conditions are features h1.
+# ---- one step of D and of G; the train functions return what the log shows ----
+# Both GANs use the same functions. For G1 and D1, real data are features h1, and conditions are
+# labels y. For G0 and D0, real data are images, and conditions are features h1.
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -250,7 +250,7 @@ def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, 
 def update_ema(G_ema, G, decay, t):
     """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger in G_ema for thousands of steps.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -274,7 +274,7 @@ class GraphedUpdate:
     """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise, without Python, so a later print or learning rate has no effect.
+    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -292,11 +292,11 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
+        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
 
 
 def pretrain(E, images, labels, epochs):
-    """Train the classifier E on uint8 images (N, C, H, H). The learning rate falls to 0."""
+    """Train E on uint8 images (N, C, H, H). The learning rate falls linearly to 0."""
     from common import batches
     opt = torch.optim.Adam(E.parameters(), lr=1e-3)
     steps = epochs * max(1, len(images) // 128)
@@ -308,7 +308,7 @@ def pretrain(E, images, labels, epochs):
             loss.backward()
             opt.step()
             schedule.step()
-        print(f"encoder: epoch {epoch}/{epochs} loss {loss:.4f}", flush=True)
+        print(f"E: epoch {epoch}/{epochs} loss of the last batch {loss:.4f}", flush=True)
 
 
 def train(args, ckpt=None):
@@ -331,13 +331,13 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
     num_classes = int(labels.max()) + 1
     if num_classes == 1:
-        sys.exit("error: all images are of one class; E needs a sub-folder for each class")
+        sys.exit("error: all images are of one class, but E needs at least two classes")
     if ckpt and num_classes != ckpt["num_classes"]:
         sys.exit(f"error: there are {num_classes} classes; {args.resume} has {ckpt['num_classes']}")
     held_out, y_held_out = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                                        device=device, image_size=shape[-1], channels=shape[0])
 
-    torch.manual_seed(0)                # the same E for all seeds
+    torch.manual_seed(0)                # the same E for all seeds; channels_last makes it faster
     E = Encoder(shape, args.width, num_classes).to(device, memory_format=torch.channels_last)
     if not ckpt:
         pretrain(E, images, labels, args.encoder_epochs)
@@ -351,14 +351,14 @@ def train(args, ckpt=None):
     G0_ema = copy.deepcopy(G0).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
                         capturable=use_graph)
-    # D0 has BatchNorm and works best with a lower rate than G0. D1 has none and needs a higher one.
+    # D0, which has BatchNorm, learns best at a lower rate than G0. D1 needs a higher one than G1.
     opt_D1 = optimizer(D1.parameters(), lr=args.lr)
     opt_G0 = optimizer(G0.parameters(), lr=args.lr)
     opt_G1 = optimizer(G1.parameters(), lr=args.lr_slow)
     opt_D0 = optimizer(D0.parameters(), lr=args.lr_slow)
     parts = {"E": E, "G1": G1, "D1": D1, "G0": G0, "D0": D0, "G1_ema": G1_ema, "G0_ema": G0_ema,
              "opt_G1": opt_G1, "opt_D1": opt_D1, "opt_G0": opt_G0, "opt_D0": opt_D0}
-    # Every grid has a row for each class and the same noise, so that they can be compared.
+    # Every grid has the same noise and a row for each class (32 at most), to compare the grids.
     y_grid = torch.arange(min(num_classes, 32), device=device).repeat_interleave(8)
     z1, z0 = noise(G1, len(y_grid)), noise(G0, len(y_grid))
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
@@ -394,7 +394,7 @@ def train(args, ckpt=None):
     print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
     with torch.no_grad():
         y_hat = torch.cat([E(x / 127.5 - 1).argmax(1) for x in held_out.split(1000)])
-    print(f"E is right about {(y_hat == y_held_out).float().mean():.2%} of the held-out images")
+    print(f"E classifies {(y_hat == y_held_out).float().mean():.2%} of held-out images correctly")
     save_every = args.save_every or max(1, args.epochs // 40)
     history = defaultdict(list)         # maps a name to its values since the last line of the log
     last_log = last_save = time.time()
@@ -425,7 +425,7 @@ def train(args, ckpt=None):
                 weights = [w for net in (G1, D1, G0, D0) for w in net.parameters()]
                 weights = nn.utils.parameters_to_vector(weights)
                 if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; lower --lr or --lr-slow")
+                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
                 rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
                     for name, value in means.items():
@@ -464,8 +464,8 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
 
-    All classes get the same share, unless --label names one. With --vary, only z1 or only z0
-    differs from image to image.
+    All classes get the same share, unless --label names one. With --vary z1, all images
+    share one z0. With --vary z0, they share one z1.
     """
     from common import save_images
     G1 = Generator1(args.z1_dim, args.width, ckpt["num_classes"])
@@ -479,7 +479,7 @@ def sample_checkpoint(args, ckpt):
     y = torch.arange(num) * K // num
     if args.label is not None:
         y[:] = args.label
-    # The noise is drawn while G1 is on the CPU, so that a seed gives the same on every device.
+    # Drawn while G1 and G0 are on the CPU, so that a seed gives the same noise on every device.
     torch.manual_seed(args.seed)
     z1, z0 = noise(G1, num), noise(G0, num)
     if args.vary == "z1":
@@ -513,13 +513,13 @@ def get_args(argv=None):
     arg("--lr-slow", type=float, default=2e-4, help="learning rate of D0 and G1")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient")
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
-    arg("--encoder-epochs", type=int, default=4, help="epochs of E, which come first")
-    arg("--independent-epochs", type=int, default=5, help="epochs in which G0 gets real features")
+    arg("--encoder-epochs", type=int, default=4, help="epochs of E alone, before all others")
+    arg("--independent-epochs", type=int, default=5, help="length of the independent phase")
     arg("--adv-weight", type=float, default=1.0, help="weight of the adversarial losses")
     arg("--cond-weight", type=float, default=1.0, help="weight of the conditional losses")
     arg("--ent-weight", type=float, default=0.3, help="weight of the entropy losses")
-    arg("--z1-dim", type=int, default=50)
-    arg("--z0-dim", type=int, default=50)
+    arg("--z1-dim", type=int, default=50, help="length of the noise vector z1")
+    arg("--z0-dim", type=int, default=50, help="length of the noise vector z0")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
@@ -536,7 +536,7 @@ def get_args(argv=None):
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
     either("--sample", metavar="CKPT", help="generate images with its generators")
-    arg("--num", type=int, default=0, help="images that --sample generates; 0: 8 of each class")
+    arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * classes")
     arg("--label", type=int, help="with --sample: only this class, from 0")
     arg("--vary", choices=("z1", "z0"), help="with --sample: vary this noise only")
 
@@ -552,7 +552,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num", "label", "vary")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of G and D.
+        # These flags fix the layers of the networks.
         for name in ("image_size", "channels", "z1_dim", "z0_dim", "width"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -560,7 +560,7 @@ def get_args(argv=None):
             parser.error(f"--label must be from 0 to {ckpt['num_classes'] - 1}")
     least = min(args.epochs, args.encoder_epochs, args.z1_dim, args.z0_dim, args.width)
     if least < 1 or args.batch_size < 2 or args.num < 0:
-        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
+        parser.error("--batch-size must be above 1, sizes above 0, num at least 0")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_slow) > 0 or not 0 <= min(decays) <= max(decays) < 1:
         parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")

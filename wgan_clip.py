@@ -129,7 +129,7 @@ class Critic(nn.Module):
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -156,7 +156,7 @@ def clip_weights(D, clip):
         w.clamp_(-clip, clip)
 
 
-# ---- one step of D and of G (Algorithm 1); each function returns what the log shows ----
+# ---- one step of D and of G (Algorithm 1); the train functions return what is logged ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -194,7 +194,7 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 def update_ema(G_ema, G, decay, t):
     """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger in G_ema for thousands of steps.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -218,7 +218,7 @@ class GraphedUpdate:
     """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise, without Python, so a later print or learning rate has no effect.
+    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -236,7 +236,7 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
+        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
 
 
 def train(args, ckpt=None):
@@ -260,7 +260,7 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
     held_out, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                               device=device, image_size=shape[-1], channels=shape[0])
-    seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))      # for W_val
+    seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))  # used by W_val only
 
     G = build_generator(args, shape).to(device)
     D = Critic(shape, args.width).to(device)
@@ -315,7 +315,7 @@ def train(args, ckpt=None):
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
                 weights_D = nn.utils.parameters_to_vector(D.parameters())
                 means["at_clip"] = (weights_D.abs() >= args.clip).float().mean().item()
-                if i == n_batches:      # W minus how much higher D scores images it was trained on
+                if i == n_batches:      # W with held-out images instead of training images
                     with torch.no_grad():
                         means["W_val"] = means["W"] - (D(seen).mean() - D(held_out).mean()).item()
                 speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
@@ -325,7 +325,7 @@ def train(args, ckpt=None):
                       f"{minutes:.1f} min left", flush=True)
                 weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
                 if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
                 rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
                     for name, value in means.items():
@@ -439,7 +439,7 @@ def get_args(argv=None):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.n_critic, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
+        parser.error("--batch-size must be above 1; epochs, n-critic, num, z-dim and width above 0")
     decays = args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
         parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")

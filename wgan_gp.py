@@ -1,25 +1,25 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
 A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
-score D(x), which can be any number. E is the mean over training images x, z ~ N(0, I) and eps:
+score D(x), which can be any number. E is the mean over the training images x, z ~ N(0, I) and eps:
 
     D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,   W = E D(x) - E D(G(z))
     G maximises  E D(G(z)),  with one step of G for every n_critic = 5 steps of D
     x_hat = eps x + (1 - eps) G(z),  with a fresh eps ~ U[0, 1] for every image
 
-Why a penalty: the largest W over all D whose gradient norm is at most 1 everywhere is the earth
-mover's distance between real images and fakes (wgan_clip.py explains it). Clipping the weights of D
-bounds the norm as well, but leaves D only simple functions. Here the weights are free, and the loss
-penalises D where its gradient norm is not 1. W is then a rough estimate of the distance (the
-penalty is not a strict bound, and D is not perfect): compare its values within one run only.
+Why a penalty: grad is the gradient with respect to the image, and its norm is the slope of D. The
+largest W over all D whose slope is at most 1 everywhere is the earth mover's distance between real
+images and fakes (see wgan_clip.py). Clipping the weights also bounds the slope, but leaves D only
+simple functions. Here the weights are free, and the penalty pulls the gradient norm towards 1. It
+is not a strict bound, and D is not perfect, so compare values of W within one run only.
 
-Why a norm of 1, rather than at most 1: on the straight line between a real image and a fake that
-the cheapest transport plan pairs up, the best D has a gradient norm of 1 (Proposition 1). Asking
-for 1 costs it nothing there, and keeps D from going flat.
+Why a norm of 1, rather than at most 1: the cheapest transport plan pairs real images with fakes. On
+the straight line between the two of a pair, the best D has a gradient norm of 1 (Proposition 1). So
+asking for 1 costs D nothing there, and it keeps D from going flat.
 
-Why at points between x and G(z): no constraint can be enforced everywhere in a space of 784
-dimensions, and between the two distributions is where it matters. The best pairs are unknown, so
-x and G(z) are paired at random, which works well in practice.
+Why at points between x and G(z): a penalty can test D at a few points only, not everywhere in a
+space of 784 dimensions, and the points between real images and fakes matter most. The pairs of the
+cheapest plan are unknown, so x and G(z) are paired at random, which works well in practice.
 
 Why no BatchNorm in D: the penalty is about the gradient of one image's score with respect to that
 image, and BatchNorm makes a score depend on the whole batch. LayerNorm and InstanceNorm do not.
@@ -117,7 +117,7 @@ class MLPGenerator(nn.Sequential):
 class Critic(nn.Module):
     """Turns images (B, C, H, H) into scores (B,), without a sigmoid or tanh at the end.
 
-    `norm` is "none", "layer" or "instance"; never "batch", see the top of this file.
+    `norm` is "none", "layer" or "instance". The top of this file says why it is never "batch".
     """
 
     def __init__(self, shape=(1, 28, 28), width=16, norm="none"):
@@ -128,15 +128,15 @@ class Critic(nn.Module):
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
-            if i > 0 and norm == "layer":               # no norm on the first layer
-                layers.append(nn.GroupNorm(1, n_out))   # one group: all of (C, H, H)
+            if i > 0 and norm == "layer":               # no norm after the first layer
+                layers.append(nn.GroupNorm(1, n_out))   # with one group, this is LayerNorm
             if i > 0 and norm == "instance":
                 layers.append(nn.InstanceNorm2d(n_out, affine=True))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         if norm == "layer":
             layers.append(nn.LayerNorm(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # its units see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -157,22 +157,22 @@ def generator_loss(s_fake):
 
 
 def gradient_penalty(D, real, fake):
-    """Return E (||grad D(x_hat)||_2 - 1)^2, the penalty of equation 3, and the mean norm: scalars.
+    """Return the penalty E (||grad D(x_hat)||_2 - 1)^2 of equation 3 and the mean norm, as scalars.
 
-    real and fake are float32 and have one shape (B, ...); fake is detached from G. D must score
-    every image on its own: BatchNorm raises a RuntimeError, but other layers that mix images fail
-    silently. Call this outside of autocast, inside which the gradients would lose precision.
+    real and fake have the same shape (B, ...), and fake is detached from G. D must score each image
+    on its own: BatchNorm raises a RuntimeError (if it keeps running statistics), but other layers
+    that mix images fail silently. Call this outside autocast, where gradients are more precise.
     """
     eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)    # (B, 1, 1, 1)
-    x_hat = eps * real + (1 - eps) * fake.float()
-    # The scores are independent, so the gradient of their sum holds the gradient of each score.
-    # This equals autograd.grad(..., create_graph=True), but it refuses BatchNorm in train mode.
+    x_hat = eps * real + (1 - eps) * fake.float()       # with --amp, fake is bfloat16
+    # Score i depends on image i only, so row i of the sum's gradient is the gradient of score i.
+    # backward() can differentiate it again, as after autograd.grad(..., create_graph=True).
     gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
     norm = gradient.flatten(1).norm(dim=1)      # one norm for each image, (B,)
     return (norm - 1).square().mean(), norm.mean()
 
 
-# ---- one step of D and of G (Algorithm 1); each function returns what the log shows ----
+# ---- one step of D and of G (Algorithm 1); the train functions return what is logged ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -210,7 +210,7 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 def update_ema(G_ema, G, decay, t):
     """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
 
-    The decay starts small, or the random start would linger in G_ema for thousands of steps.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
     decay = min(decay, (1 + t) / (10 + t))
     for average, weight in zip(G_ema.parameters(), G.parameters()):
@@ -234,7 +234,7 @@ class GraphedUpdate:
     """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise, without Python, so a later print or learning rate has no effect.
+    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
     """
 
     def __init__(self, update):
@@ -252,7 +252,7 @@ class GraphedUpdate:
         for old, new in zip(self.inputs, tensors):
             old.copy_(new)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # a replay overwrites
+        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
 
 
 def train(args, ckpt=None):
@@ -276,7 +276,7 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
     held_out, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
                               device=device, image_size=shape[-1], channels=shape[0])
-    seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))      # for W_val
+    seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))  # used by W_val only
 
     G = build_generator(args, shape).to(device)
     D = Critic(shape, args.width, args.norm).to(device)
@@ -329,8 +329,8 @@ def train(args, ckpt=None):
             if i == n_batches or time.time() - last_log > args.log_every:
                 # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
                 means = {name: torch.stack(v).mean().item() for name, v in history.items()}
-                weights_D = nn.utils.parameters_to_vector(D.parameters())
-                if i == n_batches:      # W minus how much higher D scores images it was trained on
+                weights_D = nn.utils.parameters_to_vector(D.parameters())       # for TensorBoard
+                if i == n_batches:      # W with held-out images instead of training images
                     with torch.no_grad():
                         means["W_val"] = means["W"] - (D(seen).mean() - D(held_out).mean()).item()
                 speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
@@ -340,7 +340,7 @@ def train(args, ckpt=None):
                       f"{minutes:.1f} min left", flush=True)
                 weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
                 if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try a lower --lr or --lr-d")
+                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
                 rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
                 if writer:
                     for name, value in means.items():
@@ -456,7 +456,7 @@ def get_args(argv=None):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.n_critic, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be at least 2, and other numbers and sizes at least 1")
+        parser.error("--batch-size must be above 1; epochs, n-critic, num, z-dim and width above 0")
     decays = args.beta1, args.beta2, args.ema
     if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
         parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
