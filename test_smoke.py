@@ -224,8 +224,7 @@ def test_samples_do_not_depend_on_their_batch(script):
     images = sample(script, G, *args)
     torch.testing.assert_close(sample(script, G, *(v[2:3] for v in args)), images[2:3])
     assert G.training and not torch.equal(images[0], images[1])     # put back for the next step
-    large = 9 * nn.utils.parameters_to_vector(G.parameters())
-    nn.utils.vector_to_parameters(large, G.parameters())
+    nn.utils.vector_to_parameters(9 * nn.utils.parameters_to_vector(G.parameters()), G.parameters())
     assert sample(script, G, *args).abs().max() <= 1    # thanks to tanh
 
 
