@@ -239,7 +239,7 @@ def train(args, ckpt=None):
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
+        sys.exit(f"error: {last} exists; continue with --resume {last}, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
@@ -391,13 +391,12 @@ def get_args(argv=None):
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
-    # output
+    # output and machine
     arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
-    # machine
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
@@ -413,7 +412,7 @@ def get_args(argv=None):
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:      # it is missing, damaged, or a pickle that could run code
-            parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
+            parser.error(f"cannot load {path}: {str(error).split('. ')[0] or 'it is empty'}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num", "walk")
@@ -425,9 +424,10 @@ def get_args(argv=None):
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
         parser.error("--batch-size must be above 1; epochs, num, z-dim and width above 0")
-    decays = args.beta1, args.beta2, args.ema
-    if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
+    if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
+        parser.error("learning rates must be above 0; betas and --ema below 1")
+    if any(value < 0 for value in vars(args).values() if isinstance(value, (int, float))):
+        parser.error("flags that are numbers must not be negative")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt

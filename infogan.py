@@ -289,7 +289,7 @@ def train(args, ckpt=None):
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; continue that run with --resume, or choose another --out")
+        sys.exit(f"error: {last} exists; continue with --resume {last}, or choose another --out")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
@@ -417,7 +417,7 @@ def sample_checkpoint(args, ckpt):
     K, num, columns = G.categories, args.num or 8 * G.categories, 8
     if args.category is None:
         columns = math.ceil(num / K)
-        num = K * columns if args.out.endswith(".png") else num     # whole rows
+        num = K * columns if args.out.lower().endswith(".png") else num     # whole rows
     # The noise is drawn while G is on the CPU, so that a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z, c = noise(G, num), codes(G, num)
@@ -430,7 +430,7 @@ def sample_checkpoint(args, ckpt):
     parts = zip(z.to(args.device).split(500), c.to(args.device).split(500))
     images = torch.cat([sample(G, *part).cpu() for part in parts])
     save_images(images, args.out, columns, category)
-    if args.out.endswith(".png") and args.category is None and not args.code:
+    if args.out.lower().endswith(".png") and args.category is None and not args.code:
         _, *sweeps = pictures(G, z[:1].to(args.device), c[:1].to(args.device))
         for j, sweep in enumerate(sweeps, 1):
             save_images(sweep.flatten(0, 1), f"{args.out[:-4]}_code{j}.png", sweep.shape[1])
@@ -466,13 +466,12 @@ def get_args(argv=None):
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
-    # output
+    # output and machine
     arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
-    # machine
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
@@ -489,7 +488,7 @@ def get_args(argv=None):
         try:
             ckpt = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:      # it is missing, damaged, or a pickle that could run code
-            parser.error(f"cannot load {path}: {str(error).split('. ')[0]}")
+            parser.error(f"cannot load {path}: {str(error).split('. ')[0] or 'it is empty'}")
         if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             parser.error(f"{path} was not saved by {SCRIPT}.py")
         this_run = ("out", "device", "resume", "sample", "num", "category", "code")
@@ -499,15 +498,16 @@ def get_args(argv=None):
         for name in ("image_size", "channels", "z_dim", "width", "categories", "num_codes"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
-    if not 0 <= (args.category or 0) < args.categories or len(args.code) > args.num_codes:
-        parser.error(f"--category must be from 0 to {args.categories - 1}, "
-                     f"and --code takes up to {args.num_codes} numbers")
     least = min(args.epochs, args.z_dim, args.width, args.categories)
     if least < 1 or args.batch_size < 2 or min(args.num, args.num_codes) < 0:
         parser.error("--batch-size must be above 1, sizes above 0, num and num-codes at least 0")
-    decays = args.beta1, args.beta2, args.ema
-    if not min(args.lr, args.lr_d) > 0 or not 0 <= min(decays) <= max(decays) < 1:
-        parser.error("learning rates must be above 0; betas and --ema at least 0 and below 1")
+    if not 0 <= (args.category or 0) < args.categories or len(args.code) > args.num_codes:
+        parser.error(f"--category must be from 0 to {args.categories - 1}, "
+                     f"and --code takes up to {args.num_codes} numbers")
+    if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
+        parser.error("learning rates must be above 0; betas and --ema below 1")
+    if any(value < 0 for value in vars(args).values() if isinstance(value, (int, float))):
+        parser.error("flags that are numbers must not be negative")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt

@@ -637,10 +637,10 @@ def test_cuda_graph_trains_as_without(script, train, tmp_path):
 
 BAD_FLAGS = {
     "--epochs 0": "above 0", "--batch-size 1": "above 1", "--num -1": "must be",
-    "--lr 0": "above 0", "--lr nan": "above 0", "--ema 1": "below 1", "--beta2 -0.1": "below 1",
+    "--lr 0": "above 0", "--lr nan": "above 0", "--ema 1": "below 1", "--beta2 -0.1": "negative",
     "--width 0": "above 0", "--epochs ten": "invalid int", "--epoch 3": "unrecognized",
     "--channels 2": "invalid choice", "--data nowhere": "nowhere", "--classes bird": "bird",
-    "--resume a --sample b": "not allowed",
+    "--resume a --sample b": "not allowed", "--image-size -5": "negative",
 }
 
 
