@@ -506,8 +506,8 @@ def get_args(argv=None):
                      f"and --code takes up to {args.num_codes} numbers")
     if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
         parser.error("learning rates must be above 0; betas and --ema below 1")
-    if any(value < 0 for value in vars(args).values() if isinstance(value, (int, float))):
-        parser.error("flags that are numbers must not be negative")
+    if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):
+        parser.error("flags that are numbers must not be negative or nan")
     folder = Path(path).parent if path else Path("out", SCRIPT)
     args.out = args.out or str(folder / "sample.png" if args.sample else folder)
     return args, ckpt

@@ -640,7 +640,7 @@ BAD_FLAGS = {
     "--lr 0": "above 0", "--lr nan": "above 0", "--ema 1": "below 1", "--beta2 -0.1": "negative",
     "--width 0": "above 0", "--epochs ten": "invalid int", "--epoch 3": "unrecognized",
     "--channels 2": "invalid choice", "--data nowhere": "nowhere", "--classes bird": "bird",
-    "--resume a --sample b": "not allowed", "--image-size -5": "negative",
+    "--resume a --sample b": "not allowed", "--image-size -5": "negative", "--ema nan": "nan",
 }
 
 
