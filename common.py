@@ -1,18 +1,19 @@
-"""Data in, pictures out: the code that all the scripts share.
-
-The data sets are small (as uint8, MNIST takes 47 MB and CIFAR-10 154 MB), so each is kept whole on
-the training device. The workers of a DataLoader would be slower than networks of this size.
-"""
+"""Data in, pictures out: the code that all the scripts share."""
 
 import contextlib
+import glob
 import hashlib
 import random
+import re
 import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import datasets, utils
@@ -27,7 +28,7 @@ DOWNLOADS = {   # the class that downloads and reads a data set, and the place o
 
 def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0, channels=0,
                 device="cpu"):
-    """Load a whole data set: images (N, C, H, W), uint8, and labels (N,), int64, both on `device`.
+    """Load a whole data set: images (N, C, H, W), uint8, labels (N,), int64, and class names.
 
     data: "mnist", "fashion-mnist" or "cifar10", which are downloaded into `data_dir`; "strokes",
         which is drawn; or a folder that holds images or one sub-folder of images for each class.
@@ -38,13 +39,14 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         are cropped to their centre, and a folder of oblong or mixed sizes is resized to 64.
     Raises an OSError with a message of one line if there are no such images.
     """
+    notes = []
     if data in DOWNLOADS:
         images, labels, names = _load_torchvision(data, data_dir, train)
     elif data == "strokes":
         images, labels, _, _ = (x[:18_000] if train else x[18_000:] for x in strokes(20_000))
         names = "zero one two three four five six seven eight nine".split()     # as in MNIST
     else:
-        paths, labels, names = _list_folder(data, train)
+        paths, labels, names, everything, notes = _list_folder(data, train)
 
     known = [*names, *map(str, range(len(names)))]  # names first: folders may be called 1, 2, 3
     for name in classes or names:
@@ -53,7 +55,7 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
     keep = list(dict.fromkeys(known.index(name) % len(names) for name in classes or names))
     renumber = torch.tensor([keep.index(i) if i in keep else -1 for i in range(len(names))])
     rows = (renumber[labels] >= 0).nonzero().flatten()
-    labels = renumber[labels[rows]]
+    labels, names = renumber[labels[rows]], [names[i] for i in keep]
 
     if data in DOWNLOADS or data == "strokes":
         images = images[rows]
@@ -64,17 +66,21 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
             parts = images.split(1000)      # because resize works in float32
             images = torch.cat([TF.resize(x, [image_size] * 2, antialias=True) for x in parts])
     else:
-        images, readable = _read_files([paths[i] for i in rows], image_size, channels, data_dir)
-        labels = labels[readable]
+        paths = [paths[i] for i in rows]
+        images, readable, more = _read_files(paths, everything, image_size, channels, data_dir)
+        labels, notes = labels[readable], notes + more
         if len(images) < 1 + train:     # BatchNorm cannot train on a single image
             raise OSError(f"--data {data}: there are too few images in it that can be read")
-    return images.to(device), labels.to(device)
+    notes.append("classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(names)))
+    for note in notes if train else []:
+        print(note, file=sys.stderr)
+    return images.to(device), labels.to(device), names      # on a GPU this beats a DataLoader
 
 
 def default_data(data_dir="data"):
     """Return "mnist", or "strokes" if MNIST is neither on disk nor can be downloaded."""
     try:
-        load_images("mnist", data_dir)
+        _load_torchvision("mnist", data_dir, train=True)
         return "mnist"
     except OSError as error:
         print(f"Training on the built-in strokes instead of MNIST. {error}", file=sys.stderr)
@@ -106,14 +112,19 @@ def save_grid(images, path, columns=8):
     TF.to_pil_image(grid).save(path)
 
 
-def save_images(images, path, columns=8, labels=None):
-    """Write images (N, C, H, W) in [-1, 1] as one grid if `path` ends in .png, else as a folder.
+def is_picture(path):
+    """Return whether Pillow can write a picture with the extension of `path`, such as .png."""
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.SAVE
 
-    The folder holds single images: 00000.png, 00001.png, … or, with labels (N,), 7_00000.png, …
+
+def save_images(images, path, columns=8, labels=None):
+    """Write images (N, C, H, W) in [-1, 1] as one grid if `path` is a picture, else as a folder.
+
+    The folder holds 00000.png, 00001.png, … or, with names or numbers as labels, cat_00000.png, …
     Raises an OSError if the folder already has files in it.
     """
     path = Path(path)
-    if path.suffix.lower() == ".png":
+    if is_picture(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(images, path, columns)
     else:
@@ -121,19 +132,17 @@ def save_images(images, path, columns=8, labels=None):
         if any(path.iterdir()):     # a score of the folder would mix the samples of two runs
             raise OSError(f"--out {path}: this folder already has files in it; name a new one")
         for i, image in enumerate(images):
-            label = "" if labels is None else f"{labels[i]}_"
+            label = "" if labels is None else f"{labels[i]}_".replace("/", "-")
             save_grid(image[None], path / f"{label}{i:05}.png")
     print(f"wrote {len(images)} images to {path}")
 
 
-def save_gif(paths, path, seconds=0.25):
-    """Join pictures into an endless GIF that shows each for `seconds` and the last one for 2 s."""
+def save_gif(paths, path):
+    """Join pictures into an endless GIF that shows each for 0.25 seconds and the last one for 2."""
     first, *rest = [Image.open(p).convert("RGB").quantize(64) for p in paths]
-    durations = [int(1000 * seconds)] * len(rest) + [2000]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    first.save(path, save_all=True, append_images=rest, loop=0,
+               duration=[250] * len(rest) + [2000])
 
-
-# ---- the parts of load_images ----
 
 def _load_torchvision(name, data_dir, train):
     """Return the images, labels and class names of a data set; download it if it is not there."""
@@ -157,75 +166,104 @@ def _load_torchvision(name, data_dir, train):
 
 
 def _list_folder(folder, train):
-    """Return the paths, labels and class names of a folder's training or held-back images."""
-    if not Path(folder).is_dir():
-        raise OSError(f"--data {folder}: there is no such folder, and no data set of this name "
-                      f"({', '.join(DOWNLOADS)}, strokes)")
-    groups = {}                         # class name: files; "." holds those beside sub-folders
-    for child in Path(folder).iterdir():
-        for path in [child, *child.rglob("*")]:
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if datasets.folder.is_image_file(path.name) and not hidden and path.is_file():
-                groups.setdefault("." if path == child else child.name, []).append(path)
-    if not groups:
-        raise OSError(f"--data {folder}: there are no images in this folder")
-    if "." in groups and len(groups) > 1:
-        raise OSError(f"--data {folder}: there are images beside its sub-folders; move them away")
-    paths, labels, names = [], [], sorted(groups)
-    for label, name in enumerate(names):
+    """Return paths, labels and class names of one part, the paths of all, and notes to print."""
+    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    groups, flat = {}, "(no sub-folders)"       # class name: files
+    for path in map(Path, glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True)):
+        if path.suffix.lower() in known and path.is_file():     # glob leaves out hidden ones
+            name, *rest = path.relative_to(folder).parts
+            groups.setdefault(name if rest else flat, []).append(path)
+    names, parts, notes = [], [], []
+    by_number = partial(re.sub, r"(?<![.\d])\d+", lambda number: number[0].zfill(20))
+    for name in sorted(sorted(groups), key=by_number):      # 2 before 10
         files = sorted(groups[name], key=str)
         random.Random(0).shuffle(files)     # so that the same tenth is held back in every run
         held = max(1, len(files) // 10) if len(files) > 1 else 0
-        files = files[held:] if train else files[:held]
-        paths += files
-        labels += [label] * len(files)
-    return paths, torch.tensor(labels, dtype=torch.long), names
+        if all(isinstance(_open(path), Exception) for path in files[held:]):
+            notes.append(f"left out {name}, as none of it can be read: {_open(files[held])}")
+            continue
+        names.append(name)
+        parts.append(files[held:] if train else files[:held])
+    if not names:
+        raise OSError("; ".join([f"--data {folder}: this is neither a folder of images nor one of "
+                                 f"{', '.join(DOWNLOADS)}, strokes", *notes]))
+    if flat in names and len(names) > 1:
+        raise OSError(f"--data {folder}: there are images beside its sub-folders; move them away")
+    if {name.lower() for name in names} <= {"train", "val", "valid", "validation", "test"}:
+        notes.append("warning: its sub-folders are taken for classes; if they are parts of a data "
+                     f"set, use --data {Path(folder, 'train' if 'train' in names else names[0])}")
+    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    return list(chain(*parts)), labels, names, list(chain(*groups.values())), notes
 
 
-def _read_files(paths, side, channels, data_dir):
-    """Return images (N, C, side, side), uint8, and a mask of the paths that could be read."""
-    def read(path, header=False):       # returns None if Pillow raises anything
+def _open(path):
+    """Return an image, upright, of mode L, RGB or (over 8 bits) F; or an error, if there is one."""
+    try:
+        with Image.open(path) as image:         # the first of several pages or frames
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":               # nan_to_num makes what is not finite 0
+            return Image.fromarray(np.nan_to_num(np.asarray(image, "f4"), posinf=0, neginf=0))
+        if image.mode[-1] in "Aa" or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image if image.mode == "L" else image.convert("RGB")
+    except Exception as error:
+        return error
+
+
+def _read_files(paths, everything, side, channels, data_dir):
+    """Return images (N, C, side, side), uint8, a mask of the readable paths, and notes to print."""
+    def header(path):
         with contextlib.suppress(Exception), Image.open(path) as image:
-            if header:
-                return image.size, image.mode.startswith(("1", "L", "I"))   # True if it is grey
-            if image.mode == "F":
-                return None             # floating point, and its range is unknown
-            if image.mode.startswith("I;16") or image.mode == "I" and image.getextrema()[1] > 255:
-                image = image.point(lambda v: v / 256).convert("L")     # convert alone would clip
-            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-            return TF.pil_to_tensor(ImageOps.fit(image, (side, side)))
+            span = _open(path).getextrema() if image.mode[0] in "IF" else None
+            return image.size, image.mode, getattr(image, "is_animated", False), span
 
-    files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    key = hashlib.sha256(repr((files, side, channels)).encode()).hexdigest()[:16]
+    def read(path):
+        image = _open(path)
+        if isinstance(image, Exception):
+            return image
+        if image.mode == "F":           # + 0.5, because convert rounds down
+            image = image.point(lambda value: value * scale + (0.5 - black * scale)).convert("L")
+        image = image.convert("L" if channels == 1 else "RGB")
+        return TF.pil_to_tensor(ImageOps.fit(image, (side, side)))
+
+    files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in everything]
+    key = hashlib.sha256(repr((files, paths, side, channels)).encode()).hexdigest()[:16]
     cache = Path(data_dir, "cache", f"{key}.pt")
     with contextlib.suppress(Exception):        # if it is not there or damaged, decode again
         return torch.load(cache, weights_only=True)
     with ThreadPoolExecutor() as pool:
-        headers = set(pool.map(lambda path: read(path, header=True), paths)) - {None}
-        sides = {n for size, _ in headers for n in size}
+        headers = list(filter(None, pool.map(header, paths)))
+        sides = {n for size, *_ in headers for n in size}
         side = side or (sides.pop() if len(sides) == 1 else 64)
-        channels = channels or (1 if all(grey for _, grey in headers) else 3)
+        channels = channels or (1 if all(mode[0] in "1LIF" for _, mode, *_ in headers) else 3)
+        frames = sum(frames for _, _, frames, _ in headers)
+        notes = [f"files of which only the first page or frame is used: {frames}"] if frames else []
+        if any(span for *_, span in headers):   # one scale for the whole folder
+            spans = [span for *_, span in filter(None, pool.map(header, everything))]
+            low, high = zip((0, 0), *filter(None, spans))
+            black, white = min(low), max(high)
+            if None in spans and white > 1:     # beside 8 bits white is 255, 1023, …, 65535
+                white = 2 ** max(8, int(white).bit_length()) - 1
+            scale = 255 / ((white - black) or 1)
+            notes.append(f"pixel values from {black:g} to {white:g} are scaled to 0 to 255")
         images = torch.empty(len(paths), channels, side, side, dtype=torch.uint8)
-        readable = torch.empty(len(paths), dtype=torch.bool)
-        told = time.time()
+        readable, bad = torch.empty(len(paths), dtype=torch.bool), []
         for i, image in enumerate(pool.map(read, paths)):
-            readable[i] = image is not None
+            readable[i] = torch.is_tensor(image)
             if readable[i]:
                 images[i] = image
-            if time.time() > told + 3:
-                told = time.time()
-                print(f"decoded {i:,} of {len(paths):,} images", file=sys.stderr)
-    bad = [str(path) for path, good in zip(paths, readable) if not good]
+            else:
+                bad.append(str(paths[i]) if bad else f"{paths[i]} ({image})")
+            if i % 5000 == 4999:
+                print(f"decoded {i + 1:,} of {len(paths):,} images", file=sys.stderr)
     if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        print(f"skipped, as they cannot be read: {', '.join(bad[:10])}{more}", file=sys.stderr)
+        print("left out, unreadable:", ", ".join(bad[:10]), "…" * (len(bad) > 10), file=sys.stderr)
         images = images[readable]
-    try:
+    with contextlib.suppress(OSError, RuntimeError):    # torch has this for a full disk
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((images, readable), cache)
-    except (OSError, RuntimeError) as error:    # torch raises RuntimeError when the disk is full
-        print(f"the decoded images cannot be cached: {error}", file=sys.stderr)
-    return images, readable
+        torch.save((images, readable, notes), cache)
+    return images, readable, notes
 
 
 GLYPHS = (      # the curves of each digit: points (x, y); x grows to the right, y downwards
@@ -245,9 +283,8 @@ GLYPHS = (      # the curves of each digit: points (x, y); x grows to the right,
 def strokes(n, seed=0):
     """Draw n handwritten-looking digits: images (n, 1, 28, 28), uint8; labels, slant, width (n,).
 
-    The slant is a shear from -0.2 to 0.6, and a positive one leans to the right. The pen is 1.4 to
-    3.6 pixels wide. Both are uniform and independent of the digit, so one can test whether a
-    model has found them.
+    The slant is a shear from -0.2 to 0.6, positive to the right. The pen is 1.4 to 3.6 pixels wide.
+    Both are uniform and independent of the digit, to test whether a model has found them.
     """
     gen = torch.Generator().manual_seed(seed)
 
@@ -278,9 +315,6 @@ def strokes(n, seed=0):
     points = torch.stack([x, y], -1) + 13.5 + uniform(-1, 1, 1, 2)
 
     pixels = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).flip(1)   # (784, 2): x, y
-    images = []
-    for path, pen in zip(points.split(250), width.split(250)):  # keeps the distances at 56 MB
-        distance = torch.cdist(pixels, path).amin(-1)
-        ink = (pen[:, None] / 2 + 0.5 - distance).clamp(0, 1)   # an edge that is one pixel soft
-        images.append((255 * ink).byte())
-    return torch.cat(images).view(n, 1, 28, 28), labels, slant, width
+    distance = torch.cat([torch.cdist(pixels, part).amin(-1) for part in points.split(250)])
+    ink = (width[:, None] / 2 + 0.5 - distance).clamp(0, 1)     # an edge that is one pixel soft
+    return (255 * ink).byte().view(n, 1, 28, 28), labels, slant, width

@@ -297,13 +297,13 @@ def train(args, ckpt=None):
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
-    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                                 image_size=args.image_size, channels=args.channels)
+    images, labels, names = load_images(args.data, args.data_dir, image_size=args.image_size,
+                                        channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
-    if args.supervised and labels.max() >= args.categories:
-        sys.exit(f"error: --supervised needs --categories {labels.max() + 1}, one for each class")
+    if args.supervised and len(names) > args.categories:
+        sys.exit(f"error: --supervised needs --categories {len(names)}, one for each class")
 
     G = build_generator(args, shape).to(device)
     D = Discriminator(shape, args.width, args.categories + args.num_codes).to(device)
@@ -385,10 +385,9 @@ def train(args, ckpt=None):
                 table.writerows(rows)
             buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape,
-                "epoch": epoch, "step": step, "rows": rows, "z": z, "c": c,
+                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names, "c": c,
+                "epoch": epoch, "step": step, "rows": rows, "z": z, "rng": torch.get_rng_state(),
                 **{name: part.state_dict() for name, part in parts.items()},
-                "rng": torch.get_rng_state(),
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
@@ -406,18 +405,18 @@ def build_generator(args, shape):
 
 
 def sample_checkpoint(args, ckpt):
-    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
+    """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs.
 
     All categories get the same share, unless --category names one. --code sets the first numbers,
     and the others are random. Without these flags, a grid comes with a sweep of each number.
     """
-    from common import save_grid, save_images
+    from common import is_picture, save_images
     G = build_generator(args, ckpt["shape"])
     G.load_state_dict(ckpt["G_ema"])
     K, num, columns = G.categories, args.num or 8 * G.categories, 8
     if args.category is None:
         columns = math.ceil(num / K)
-        num = K * columns if args.out.lower().endswith(".png") else num     # whole rows
+        num = K * columns if is_picture(args.out) else num      # whole rows
     # The noise is drawn while G is on the CPU, so that a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z, c = noise(G, num), codes(G, num)
@@ -430,10 +429,10 @@ def sample_checkpoint(args, ckpt):
     parts = zip(z.to(args.device).split(500), c.to(args.device).split(500))
     images = torch.cat([sample(G, *part).cpu() for part in parts])
     save_images(images, args.out, columns, category)
-    if args.out.lower().endswith(".png") and args.category is None and not args.code:
-        _, *sweeps = pictures(G, z[:1].to(args.device), c[:1].to(args.device))
-        for j, sweep in enumerate(sweeps, 1):
-            save_images(sweep.flatten(0, 1), f"{args.out[:-4]}_code{j}.png", sweep.shape[1])
+    if is_picture(args.out) and args.category is None and not args.code:
+        path = Path(args.out)
+        for j, sweep in enumerate(pictures(G, z[:1].to(args.device), c[:1].to(args.device))[1:], 1):
+            save_images(sweep.flatten(0, 1), path.with_stem(f"{path.stem}_code{j}"), sweep.shape[1])
 
 
 # ---- command line ----
@@ -467,7 +466,7 @@ def get_args(argv=None):
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
-    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
@@ -527,4 +526,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()

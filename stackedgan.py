@@ -324,18 +324,19 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
-    images, labels = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                                 image_size=args.image_size, channels=args.channels)
+    images, labels, names = load_images(args.data, args.data_dir, image_size=args.image_size,
+                                        channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
-    num_classes = int(labels.max()) + 1
+    num_classes = len(names)
     if num_classes == 1:
         sys.exit("error: all images are of one class, but E needs at least two classes")
-    if ckpt and num_classes != ckpt["num_classes"]:
-        sys.exit(f"error: there are {num_classes} classes; {args.resume} has {ckpt['num_classes']}")
-    held_out, y_held_out = load_images(args.data, args.data_dir, train=False, classes=args.classes,
-                                       device=device, image_size=shape[-1], channels=shape[0])
+    if ckpt and num_classes != len(ckpt["classes"]):
+        sys.exit(f"error: {args.data} has the classes {names}, but {args.resume} {ckpt['classes']}")
+    held_out, y_held_out, _ = load_images(args.data, args.data_dir, image_size=shape[-1],
+                                          channels=shape[0], classes=args.classes, device=device,
+                                          train=False)
 
     torch.manual_seed(0)                # the same E for all seeds; channels_last makes it faster
     E = Encoder(shape, args.width, num_classes).to(device, memory_format=torch.channels_last)
@@ -444,9 +445,8 @@ def train(args, ckpt=None):
                 table.writerows(rows)
             buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape,
+                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names,
                 "epoch": epoch, "step": step, "rows": rows, "z1": z1, "z0": z0,
-                "num_classes": num_classes,
                 **{name: part.state_dict() for name, part in parts.items()},
                 "rng": torch.get_rng_state(),
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -462,20 +462,20 @@ def train(args, ckpt=None):
 
 
 def sample_checkpoint(args, ckpt):
-    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs.
+    """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs.
 
     All classes get the same share, unless --label names one. With --vary z1, all images
     share one z0. With --vary z0, they share one z1.
     """
-    from common import save_images
-    G1 = Generator1(args.z1_dim, args.width, ckpt["num_classes"])
+    from common import is_picture, save_images
+    G1 = Generator1(args.z1_dim, args.width, len(ckpt["classes"]))
     G0 = Generator0(args.z0_dim, ckpt["shape"], args.width)
     G1.load_state_dict(ckpt["G1_ema"])
     G0.load_state_dict(ckpt["G0_ema"])
     K, num, columns = G1.num_classes, args.num or 8 * G1.num_classes, 8
     if args.label is None:
         columns = math.ceil(num / K)
-        num = K * columns if args.out.lower().endswith(".png") else num     # whole rows
+        num = K * columns if is_picture(args.out) else num      # whole rows
     y = torch.arange(num) * K // num
     if args.label is not None:
         y[:] = args.label
@@ -489,7 +489,7 @@ def sample_checkpoint(args, ckpt):
     G1.to(args.device), G0.to(args.device)
     parts = zip(*(v.to(args.device).split(500) for v in (y, z1, z0)))
     images = torch.cat([sample(G1, G0, *part).cpu() for part in parts])
-    save_images(images, args.out, columns, y)
+    save_images(images, args.out, columns, [ckpt["classes"][i] for i in y])
 
 
 # ---- command line ----
@@ -524,7 +524,7 @@ def get_args(argv=None):
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
-    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
@@ -536,7 +536,7 @@ def get_args(argv=None):
     either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
     either("--sample", metavar="CKPT", help="generate images with its generators")
     arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * classes")
-    arg("--label", type=int, help="with --sample: only this class, from 0")
+    arg("--label", help="with --sample: only this class, by name or by number from 0")
     arg("--vary", choices=("z1", "z0"), help="with --sample: vary this noise only")
 
     args, ckpt = parser.parse_args(argv), None
@@ -555,8 +555,11 @@ def get_args(argv=None):
         for name in ("image_size", "channels", "z1_dim", "z0_dim", "width"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
-        if not 0 <= (args.label or 0) < ckpt["num_classes"]:
-            parser.error(f"--label must be from 0 to {ckpt['num_classes'] - 1}")
+        if args.label is not None:
+            known = [*ckpt["classes"], *map(str, range(len(ckpt["classes"])))]      # names first
+            if args.label not in known:
+                parser.error(f"there is no --label {args.label}; there are {', '.join(known)}")
+            args.label = known.index(args.label) % len(ckpt["classes"])
     least = min(args.epochs, args.encoder_epochs, args.z1_dim, args.z0_dim, args.width)
     if least < 1 or args.batch_size < 2 or args.num < 0:
         parser.error("--batch-size must be above 1, sizes above 0, num at least 0")
@@ -583,4 +586,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()

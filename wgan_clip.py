@@ -253,13 +253,13 @@ def train(args, ckpt=None):
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
-    images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                            image_size=args.image_size, channels=args.channels)
+    images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
+                                   channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
-    held_out, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
-                              device=device, image_size=shape[-1], channels=shape[0])
+    held_out, *_ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
+                               device=device, image_size=shape[-1], channels=shape[0])
     seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))  # used by W_val only
 
     G = build_generator(args, shape).to(device)
@@ -345,10 +345,9 @@ def train(args, ckpt=None):
                 table.writerows(rows)
             buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape,
-                "epoch": epoch, "step": step, "rows": rows, "z": z,
+                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names,
+                "epoch": epoch, "step": step, "rows": rows, "z": z, "rng": torch.get_rng_state(),
                 **{name: part.state_dict() for name, part in parts.items()},
-                "rng": torch.get_rng_state(),
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
@@ -368,7 +367,7 @@ def build_generator(args, shape):
 
 
 def sample_checkpoint(args, ckpt):
-    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
+    """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs."""
     from common import save_images
     G = build_generator(args, ckpt["shape"])
     G.load_state_dict(ckpt["G_ema"])
@@ -408,7 +407,7 @@ def get_args(argv=None):
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
-    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
@@ -462,4 +461,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()

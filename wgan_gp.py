@@ -25,8 +25,7 @@ Why no BatchNorm in D: the penalty is about the gradient of one image's score wi
 image, and BatchNorm makes a score depend on the whole batch. LayerNorm and InstanceNorm do not.
 
 What differs from the paper: the learning rate is 1e-3 instead of 1e-4; D has a hidden fully
-connected layer; batches and networks are smaller; and fakes are shown from G_ema, a copy of G whose
-weights are averaged over the steps.
+connected layer; batches and networks are smaller; and fakes come from G_ema, an averaged copy of G.
 
 In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
 the fakes improve. W_val is W on images that D was not trained on. It stays close to W; if it is
@@ -159,15 +158,24 @@ def generator_loss(s_fake):
 def gradient_penalty(D, real, fake):
     """Return the penalty E (||grad D(x_hat)||_2 - 1)^2 of equation 3 and the mean norm, as scalars.
 
-    real and fake have the same shape (B, ...), and fake is detached from G. D must score each image
-    on its own: BatchNorm raises a RuntimeError (if it keeps running statistics), but other layers
-    that mix images fail silently. Call this outside autocast, where gradients are more precise.
+    real and fake (detached from G) have the same shape (B, ...), and D returns one score for each
+    image; else a ValueError is raised. BatchNorm with running statistics raises a RuntimeError, but
+    any other layer that mixes images fails silently. Call this outside autocast, to be precise.
     """
+    if real.shape != fake.shape:
+        raise ValueError(f"real is {tuple(real.shape)}, fake {tuple(fake.shape)}; make them alike")
+
+    def total_score(x):
+        scores = D(x)
+        if scores.numel() != len(x):
+            raise ValueError("D must return one score for each image; average those of patches")
+        return scores.sum()
+
     eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)    # (B, 1, 1, 1)
     x_hat = eps * real + (1 - eps) * fake.float()       # with --amp, fake is bfloat16
     # Score i depends on image i only, so row i of the sum's gradient is the gradient of score i.
     # backward() can differentiate it again, as after autograd.grad(..., create_graph=True).
-    gradient = torch.func.grad(lambda x: D(x).sum())(x_hat)
+    gradient = torch.func.grad(total_score)(x_hat)
     norm = gradient.flatten(1).norm(dim=1)      # one norm for each image, (B,)
     return (norm - 1).square().mean(), norm.mean()
 
@@ -269,13 +277,13 @@ def train(args, ckpt=None):
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
-    images, _ = load_images(args.data, args.data_dir, classes=args.classes, device=device,
-                            image_size=args.image_size, channels=args.channels)
+    images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
+                                   channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
     args.channels, args.image_size = shape[0], shape[-1]
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
-    held_out, _ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
-                              device=device, image_size=shape[-1], channels=shape[0])
+    held_out, *_ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
+                               device=device, image_size=shape[-1], channels=shape[0])
     seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))  # used by W_val only
 
     G = build_generator(args, shape).to(device)
@@ -360,10 +368,9 @@ def train(args, ckpt=None):
                 table.writerows(rows)
             buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
             torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape,
-                "epoch": epoch, "step": step, "rows": rows, "z": z,
+                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names,
+                "epoch": epoch, "step": step, "rows": rows, "z": z, "rng": torch.get_rng_state(),
                 **{name: part.state_dict() for name, part in parts.items()},
-                "rng": torch.get_rng_state(),
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
@@ -383,7 +390,7 @@ def build_generator(args, shape):
 
 
 def sample_checkpoint(args, ckpt):
-    """Write args.num images: one grid if args.out ends in .png, else a folder of single PNGs."""
+    """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs."""
     from common import save_images
     G = build_generator(args, ckpt["shape"])
     G.load_state_dict(ckpt["G_ema"])
@@ -425,7 +432,7 @@ def get_args(argv=None):
     arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
-    arg("--out", help=f"folder, or .png with --sample (if not given: out/{SCRIPT}, or CKPT's)")
+    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
     arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
@@ -479,4 +486,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()

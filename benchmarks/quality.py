@@ -254,10 +254,10 @@ class Reference:
             return common.load_images(data, data_dir, train=train, classes=classes,
                                       image_size=shape[-1], channels=shape[0], device=device)
 
-        self.train, self.y_train = images, labels = load(True, classes)
-        self.held, self.y_held = test, y_test = load(False, classes)
+        self.train, self.y_train, self.names = images, labels, _ = load(True, classes)
+        self.held, self.y_held, _ = test, y_test, _ = load(False, classes)
         if not labels.any():            # a run on one class: its classifier learns all classes
-            (images, labels), (test, y_test) = load(True, None), load(False, None)
+            (images, labels, _), (test, y_test, _) = load(True, None), load(False, None)
         self.num_classes, self.net = int(labels.max()) + 1, None
         if self.num_classes == 1 or len(self.held) < 2:
             return
@@ -299,7 +299,7 @@ def generators(ckpt, suffix):
     """The trained generators of a checkpoint: G1 and G0 of stackedgan, one G of the others."""
     script, args = importlib.import_module(ckpt["script"]), argparse.Namespace(**ckpt["args"])
     if ckpt["script"] == "stackedgan":
-        nets = {"G1": script.Generator1(args.z1_dim, args.width, ckpt["num_classes"]),
+        nets = {"G1": script.Generator1(args.z1_dim, args.width, len(ckpt["classes"])),
                 "G0": script.Generator0(args.z0_dim, ckpt["shape"], args.width)}
     elif ckpt["script"] == "gan_mlp":
         nets = {"G": script.Generator(args.z_dim, ckpt["shape"], args.width)}
@@ -324,7 +324,7 @@ def draw(ckpt, num, seed, device, suffix="_ema"):
         given[:, :K] = torch.eye(K)[torch.arange(num) * K // num]
         inputs = [*inputs, given]
     if ckpt["script"] == "stackedgan":
-        given = torch.arange(num) * ckpt["num_classes"] // num
+        given = torch.arange(num) * len(ckpt["classes"]) // num
         inputs = [given, *inputs]
     nets = [G.to(device) for G in nets]
     parts = zip(*(x.to(device).split(500) for x in inputs))
@@ -334,7 +334,7 @@ def draw(ckpt, num, seed, device, suffix="_ema"):
 
 
 def read_folder(path, device):
-    """All PNGs in a folder, uint8 (N, C, H, H), and the numbers in names like 7_00000.png, (N,)."""
+    """All PNGs of a folder, uint8 (N, C, H, H), and the labels in names like 7_0000.png, or None."""
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
     files = sorted(Path(path).rglob("*.png"))
@@ -346,9 +346,8 @@ def read_folder(path, device):
     images = torch.stack(images).to(device)
     if (images[:, :1] == images).all():
         images = images[:, :1]          # grey
-    names = [re.match(r"(\d+)_\d+\.png$", file.name) for file in files]
-    given = torch.tensor([int(m[1]) for m in names], device=device) if all(names) else None
-    return images, given
+    names = [re.match(r"(.+)_\d+\.png$", file.name) for file in files]
+    return images, [name[1] for name in names] if all(names) else None
 
 
 # ---- measures of one checkpoint or folder ----
@@ -480,12 +479,15 @@ def measure_folder(path, args):
     ref = Reference(args.data or "mnist", None, tuple(images.shape[1:]), args.data_dir,
                     args.classifier_epochs, args.device)
     result, features, logits = measure(images, ref)
-    if given is None or logits is None:
+    names = [name.replace("/", "-") for name in ref.names]     # as save_images does
+    if given is None or logits is None or not all(x in names or x.isdigit() for x in given):
         return {"path": path, **result}, ""
+    given = [names.index(x) if x in names else int(x) for x in given]       # names or numbers
+    given = torch.tensor(given, device=args.device)
     own, text = measure_stackedgan(given, features, logits, ref)
     own["purity"] = purity(given, logits)
     return ({"path": path, **result, **own},
-            f"if the numbers in the file names are classes: {text}\n"
+            f"if the names or numbers in the file names are classes: {text}\n"
             f"  if they are categories: {purity_text(own['purity'])}")
 
 
@@ -567,4 +569,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()

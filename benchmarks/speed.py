@@ -370,7 +370,8 @@ def main(argv=None):
     else:
         data = flags.data or common.default_data(flags.data_dir)
         try:
-            images, labels = common.load_images(data, flags.data_dir, image_size=flags.image_size)
+            images, labels, _ = common.load_images(data, flags.data_dir,
+                                                   image_size=flags.image_size)
         except OSError as error:
             sys.exit(f"error: {error}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -390,4 +391,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()
