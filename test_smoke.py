@@ -1,7 +1,4 @@
-"""Tests of the six scripts and of common.py, on tiny data that they write: `python -m pytest`.
-
-Each script is trained once, for two epochs of small networks, and many tests read that run.
-"""
+"""Tests on tiny data: `python -m pytest`. Each script is trained once, and many tests read that run."""
 
 import copy
 import csv
@@ -22,7 +19,6 @@ import warnings
 from functools import partial
 from pathlib import Path
 from unittest import mock
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -272,8 +268,7 @@ def test_update_ema_by_hand():
 
 
 # ---- each step against the same step by hand ----
-# The functions below return what a player minimises, by other formulas than the script's, and what
-# its step should report. They draw their noise in the same order as the script.
+# These return what a player minimises and what its step reports, and draw noise in the same order.
 
 def bce(scores, target):
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, target))
@@ -537,20 +532,17 @@ def test_output_in_a_terminal_that_lacks_letters(train, tmp_path):
 
 
 def test_sigkill_leaves_a_whole_checkpoint(train, tmp_path):
-    """Killed twice while it saves all the time, the second time after it was resumed."""
-    path = tmp_path / "ckpt.pt"
-    start = ["--data", train.folder, "--data-dir", tmp_path, "--out", tmp_path, *TINY]
-    for flags in start, ["--resume", path]:
-        command = [sys.executable, gan_mlp.__file__, "--epochs", 10**6, "--save-every", 1, *flags]
-        process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
-        seen, deadline = set(), time.time() + 120
-        while len(seen) < 9:
-            assert process.poll() is None and time.time() < deadline
-            seen |= {path.stat().st_mtime_ns} if path.exists() else set()
-        process.kill()
-        process.wait()
-        assert load(path)["epoch"] > 1
-        run(gan_mlp, "--sample", path)
+    path, seen, deadline = tmp_path / "ckpt.pt", set(), time.time() + 120
+    command = [sys.executable, gan_mlp.__file__, "--epochs", 10**6, "--save-every", 1, "--data",
+               train.folder, "--data-dir", tmp_path, "--out", tmp_path, *TINY]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+    while len(seen) < 9:                # it saves all the time
+        assert process.poll() is None and time.time() < deadline
+        seen |= {path.stat().st_mtime_ns} if path.exists() else set()
+    process.kill()
+    process.wait()
+    assert load(path)["epoch"] > 1
+    run(gan_mlp, "--sample", path)
 
 
 def test_ctrl_c_and_bugs(script, runs, tmp_path, monkeypatch, capsys):
@@ -646,7 +638,7 @@ def test_bad_flags(script, train, tmp_path, capsys, flags):
 
 
 @pytest.mark.parametrize("flag", ("--resume", "--sample"))
-def test_bad_checkpoints(script, runs, tmp_path, capsys, flag):
+def test_bad_checkpoints_and_networks_that_do_not_fit(script, runs, tmp_path, capsys, flag):
     other = runs[dcgan if script is gan_mlp else gan_mlp] / "ckpt.pt"
     assert "was not saved by" in stops(capsys, run, script, flag, other)
     assert "No such file" in stops(capsys, run, script, flag, tmp_path / "none.pt")
@@ -658,10 +650,6 @@ def test_bad_checkpoints(script, runs, tmp_path, capsys, flag):
     torch.save([1, 2], path)
     assert "was not saved by" in stops(capsys, run, script, flag, path)
     assert not (tmp_path / "hit").exists()
-
-
-@pytest.mark.parametrize("flag", ("--resume", "--sample"))
-def test_networks_of_a_checkpoint_cannot_change(script, runs, capsys, flag):
     path, known = runs[script] / "ckpt.pt", load(runs[script] / "ckpt.pt")["args"]
     for change in ("width 8", "image_size 16", "channels 3", "upsample", "mlp", "norm layer",
                    "z_dim 5", "z1_dim 5", "z0_dim 5", "categories 3", "num_codes 1"):
@@ -789,23 +777,12 @@ def test_clipping_bounds_every_weight(runs):
     assert ckpt["rows"][-1]["at_clip"] == pytest.approx(at_clip)
 
 
-@pytest.mark.parametrize("shape", ((2,), (5, 2), (3, 4, 8, 8)))
-def test_penalty_has_one_eps_and_one_norm_for_each_image(shape):
-    """The gradient of ||x||^2 / 2 is x itself, so the norms are those of the points x_hat."""
-    real, fake = torch.randn(2, 6, *shape)
-    torch.manual_seed(0)
-    penalty, norm = wgan_gp.gradient_penalty(lambda x: x.flatten(1).square().sum(1) / 2, real, fake)
-    torch.manual_seed(0)
-    norms = torch.stack([e * r + (1 - e) * f for e, r, f in zip(torch.rand(6), real, fake)])
-    norms = norms.flatten(1).square().sum(1).sqrt()
-    torch.testing.assert_close((penalty, norm), ((norms - 1).square().mean(), norms.mean()))
-
-
 def test_penalty_of_known_critics():
     """A linear one; one whose gradient is 0, where a norm has none; and one with BatchNorm."""
-    w, x = torch.randn(3, 8, 8), torch.randn(2, 5, 3, 8, 8)
-    penalty, norm = wgan_gp.gradient_penalty(lambda x: (x * w).sum((1, 2, 3)), *x)
-    torch.testing.assert_close((penalty, norm), ((w.norm() - 1)**2, w.norm()))
+    for shape in (2,), (5, 2), (3, 8, 8):
+        w, x = torch.randn(shape), torch.randn(2, 5, *shape)
+        penalty, norm = wgan_gp.gradient_penalty(lambda x: (x * w).flatten(1).sum(1), *x)
+        torch.testing.assert_close((penalty, norm), ((w.norm() - 1)**2, w.norm()))
     D = wgan_gp.Critic((3, 8, 8), 4)
     for w in D.parameters():
         nn.init.zeros_(w)
@@ -829,16 +806,12 @@ def test_codes():
     assert numbers.abs().max() <= 1 and (numbers.std(0) - 1 / 3**0.5).abs().max() < 0.01
 
 
-def test_labels_do_not_touch_infogan(train, tmp_path, monkeypatch, capsys):
-    """Other labels leave all weights alone, unless the run is --supervised."""
-    load_images = common.load_images
-    for flags in [], ["--supervised"]:
-        first = load(train(infogan, tmp_path / f"1{flags}", *flags) / "ckpt.pt")["D"]
-        with monkeypatch.context() as patch:
-            patch.setattr(common, "load_images", lambda *args, **kwargs: (
-                load_images(*args, **kwargs)[0], load_images(*args, **kwargs)[1].flip(0), "ab"))
-            second = load(train(infogan, tmp_path / f"2{flags}", *flags) / "ckpt.pt")["D"]
-        assert same(first, second) == (not flags)
+def test_infogan_gets_labels_only_if_supervised(train, tmp_path, monkeypatch, capsys):
+    step = mock.Mock(wraps=infogan.train_discriminator)
+    monkeypatch.setattr(infogan, "train_discriminator", step)
+    for flags, given in ([], 4), (["--supervised"], 5):
+        train(infogan, tmp_path / str(given), *flags)
+        assert {len(call.args) for call in step.call_args_list[-8:]} == {given}
     flags = "--supervised", "--categories", 1
     assert "--categories 2" in stops(capsys, train, infogan, tmp_path, *flags)
 
@@ -917,9 +890,9 @@ def test_stackedgan_refuses(runs, train, tmp_path, capsys):
     flags = "--resume", runs[stackedgan] / "ckpt.pt", "--data", tmp_path / "new"
     flags = *flags, "--epochs", 3, "--out", tmp_path
     assert "['a', 'b', 'c']" in stops(capsys, run, stackedgan, *flags)
-    for label in "2", "bird", "-1":
-        line = stops(capsys, run, stackedgan, "--sample", flags[1], f"--label={label}")
-        assert "there are cat, dog" in line
+    for label in "2", "bird":
+        flags = "--sample", runs[stackedgan] / "ckpt.pt", "--label", label
+        assert "there are cat, dog" in stops(capsys, run, stackedgan, *flags)
 
 
 @pytest.mark.parametrize("vary", (None, "z1", "z0"))
@@ -935,8 +908,7 @@ def test_samples_of_stackedgan(runs, tmp_path, vary):
         assert np.array_equal(pixels(tmp_path / f"many/{name}_{i:05}.png"), image)
     for label in "1", "dog":
         run(stackedgan, "--sample", path, "--label", label, "--num", 3, "--out", tmp_path / label)
-        names = {file.name for file in (tmp_path / label).iterdir()}
-        assert names == {f"dog_0000{i}.png" for i in range(3)}
+        assert {*os.listdir(tmp_path / label)} == {f"dog_0000{i}.png" for i in range(3)}
 
 
 # ---- common.py and README.md ----
@@ -980,7 +952,7 @@ def test_cifar10(tmp_path, monkeypatch):
 
 def test_no_network(tmp_path, monkeypatch, capsys):
     """A data set asked for by name is never replaced; the default is, and a line says so."""
-    monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=URLError("no route")))
+    monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=OSError("no route")))
     for name, place in ("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("cifar10", "cifar"):
         message = f"--data {name}.*{tmp_path / place}.*--data strokes"
         with pytest.raises(OSError, match=message) as error:
@@ -1034,8 +1006,7 @@ def test_modes_of_images(tmp_path, mode, colour, name, expected):
 
 @pytest.mark.parametrize("files, expected", (       # the values of files, and the pixels they give
     ({"u1": [3, 9, 200]}, [3, 9, 200]), ({"<u2": [0, 100, 256, 1023]}, [0, 25, 64, 255]),
-    ({">u2": [0, 255, 256]}, [0, 254, 255]), ({"<i4": [1, 4095, 16383]}, [0, 64, 255]),
-    ({"<i4": [-1024, 0, 3071]}, [0, 64, 255]), ({"<f4": [0, 0.5, 1]}, [0, 128, 255]),
+    ({">u2": [0, 255, 256]}, [0, 254, 255]), ({"<i4": [-1024, 0, 3071]}, [0, 64, 255]),
     ({"<f4": [-1, math.nan, math.inf, 1]}, [0, 128, 128, 255]), ({"<u2": [0, 0, 0]}, [0] * 3),
     ({"u1": [100, 255], "<u2": [100, 200]}, [100, 100, 200, 255]),
     ({"u1": [100], "<u2": [25700, 65000]}, [100, 100, 253]),
@@ -1045,10 +1016,9 @@ def test_pixels_of_16_and_32_bits(tmp_path, capsys, files, expected):
     """The largest value of the whole folder becomes white. Pixels of 8 bits stay as they are."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for dtype, values in files.items():
-        for value in values:
-            path = folder / f"{dtype[-2:]}{value}{len([*folder.iterdir()])}.tif"
-            Image.fromarray(np.full((8, 8), value, dtype)).save(path)
+    arrays = [np.full((8, 8), value, dtype) for dtype in files for value in files[dtype]]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i}.tif")
     parts = [common.load_images(folder, tmp_path, train=part)[0] for part in (True, False, True)]
     assert sorted(torch.cat(parts[:2])[:, 0, 0, 0].tolist()) == expected
     assert capsys.readouterr().err.count(" are scaled ") == (0 if [*files] == ["u1"] else 2)
@@ -1074,9 +1044,8 @@ def test_unreadable_and_hidden_files(tmp_path, capsys):
     folder = tmp_path / "images"
     for name in "abc":
         write_images(folder / name, 30)
-    for path in [*folder.glob("a/*[13579].png"), *folder.glob("b/*")]:
+    for path in [*folder.glob("a/*[13579].png"), *folder.glob("b/*"), folder / "a/notes.txt"]:
         path.write_bytes(path.read_bytes()[:60] if path.name < "015" else b"")
-    (folder / "a/notes.txt").write_text("not an image")
     (folder / "a/folder.png").mkdir()
     write_images(folder / ".thumbnails", 3), write_images(folder / "c/.small", 3)
     images, labels, names = common.load_images(folder, tmp_path)
@@ -1097,8 +1066,7 @@ def test_pages_and_parts(tmp_path, capsys):
         (tmp_path / name).mkdir()
         for i in range(2):
             frames[0].save(tmp_path / name / f"{i}.gif", save_all=True, append_images=frames[1:])
-    images, *_ = common.load_images(tmp_path, tmp_path / ".data")
-    assert (images == 50).all()
+    assert (common.load_images(tmp_path, tmp_path / ".data")[0] == 50).all()
     error = capsys.readouterr().err
     assert f"--data {tmp_path / 'Train'}" in error and "page or frame is used: 3" in error
 
@@ -1114,9 +1082,7 @@ def test_cache_of_a_folder(tmp_path, monkeypatch):
     assert not torch.equal(second, first)
     for cache in (tmp_path / "cache").iterdir():
         cache.write_bytes(b"damaged")
-    (tmp_path / "file").touch()                 # a cache cannot be a folder in here
-    for data_dir in tmp_path, tmp_path / "file":
-        assert torch.equal(common.load_images(folder, data_dir)[0], second)
+    assert torch.equal(common.load_images(folder, tmp_path)[0], second)
 
 
 def test_folders_that_are_refused(tmp_path):
