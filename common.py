@@ -167,7 +167,7 @@ def _load_torchvision(name, data_dir, train):
 
 def _list_folder(folder, train):
     """Return paths, labels and class names of one part, the paths of all, and notes to print."""
-    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known = {e for e, kind in Image.registered_extensions().items() if kind in (*Image.OPEN, "MPO")}
     groups, flat = {}, "(no sub-folders)"       # class name: files
     for path in map(Path, glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True)):
         if path.suffix.lower() in known and path.is_file():     # glob leaves out hidden ones
@@ -236,7 +236,7 @@ def _read_files(paths, everything, side, channels, data_dir):
         headers = list(filter(None, pool.map(header, paths)))
         sides = {n for size, *_ in headers for n in size}
         side = side or (sides.pop() if len(sides) == 1 else 64)
-        channels = channels or (1 if all(mode[0] in "1LIF" for _, mode, *_ in headers) else 3)
+        channels = channels or (1 if {Image.getmodebase(x[1]) for x in headers} == {"L"} else 3)
         frames = sum(frames for _, _, frames, _ in headers)
         notes = [f"files of which only the first page or frame is used: {frames}"] if frames else []
         if any(span for *_, span in headers):   # one scale for the whole folder
