@@ -7,9 +7,7 @@ import random
 import re
 import socket
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,16 +26,16 @@ DOWNLOADS = {   # the class that downloads and reads a data set, and the place o
 
 def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0, channels=0,
                 device="cpu"):
-    """Load a whole data set: images (N, C, H, W), uint8, labels (N,), int64, and class names.
+    """Return images (N, C, H, W) as uint8, labels (N,) as int64, and the names of the classes.
 
     data: "mnist", "fashion-mnist" or "cifar10", which are downloaded into `data_dir`; "strokes",
         which is drawn; or a folder that holds images or one sub-folder of images for each class.
-    train: False gives what is held back from training: the test images of a downloaded set, or
-        a fixed tenth of strokes and of each class of a folder.
+    train: False returns the images that are held back from training: the test images of a
+        downloaded set, or a fixed tenth of strokes and of each class of a folder.
     classes: names or numbers of the classes to keep; their labels become 0, 1, … in this order.
-    image_size, channels: 0 keeps those of the data; 1 channel is grey, 3 are RGB. Oblong images
-        are cropped to their centre, and a folder of oblong or mixed sizes is resized to 64.
-    Raises an OSError with a message of one line if there are no such images.
+    image_size, channels: 0 keeps those of the data. 1 channel is grey, 3 are RGB. Oblong images are
+        cropped around their centre. If a folder's images are oblong or differ in size, 0 means 64.
+    Raises an OSError with a one-line message if the images cannot be found or read.
     """
     notes = []
     if data in DOWNLOADS:
@@ -46,13 +44,14 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images, labels, _, _ = (x[:18_000] if train else x[18_000:] for x in strokes(20_000))
         names = "zero one two three four five six seven eight nine".split()     # as in MNIST
     else:
-        paths, labels, names, everything, notes = _list_folder(data, train)
+        paths, labels, names, all_paths, notes = _list_folder(data, train)
 
     known = [*names, *map(str, range(len(names)))]  # names first: folders may be called 1, 2, 3
-    for name in classes or names:
+    classes = [str(name) for name in classes or names]
+    for name in classes:
         if name not in known:
             raise OSError(f"--classes {name}: there is no such class; there are {', '.join(names)}")
-    keep = list(dict.fromkeys(known.index(name) % len(names) for name in classes or names))
+    keep = list(dict.fromkeys(known.index(name) % len(names) for name in classes))
     renumber = torch.tensor([keep.index(i) if i in keep else -1 for i in range(len(names))])
     rows = (renumber[labels] >= 0).nonzero().flatten()
     labels, names = renumber[labels[rows]], [names[i] for i in keep]
@@ -63,22 +62,22 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
             images = TF.rgb_to_grayscale(images)
         images = images.expand(-1, channels or -1, -1, -1)      # grey to RGB; -1 changes nothing
         if image_size:
-            parts = images.split(1000)      # because resize works in float32
+            parts = images.split(1000)      # resize makes float32 copies, so do a part at a time
             images = torch.cat([TF.resize(x, [image_size] * 2, antialias=True) for x in parts])
     else:
         paths = [paths[i] for i in rows]
-        images, readable, more = _read_files(paths, everything, image_size, channels, data_dir)
+        images, readable, more = _read_files(paths, all_paths, image_size, channels, data_dir)
         labels, notes = labels[readable], notes + more
-        if len(images) < 1 + train:     # BatchNorm cannot train on a single image
-            raise OSError(f"--data {data}: there are too few images in it that can be read")
+        if len(images) < (2 if train else 1):   # BatchNorm cannot train on a single image
+            raise OSError("; ".join([f"--data {data}: too few images (a tenth is kept)", *more]))
     notes.append("classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(names)))
     for note in notes if train else []:
         print(note, file=sys.stderr)
-    return images.to(device), labels.to(device), names      # on a GPU this beats a DataLoader
+    return images.to(device), labels.to(device), names      # faster than a DataLoader
 
 
 def default_data(data_dir="data"):
-    """Return "mnist", or "strokes" if MNIST is neither on disk nor can be downloaded."""
+    """Return "mnist", or "strokes" if MNIST is not on disk and cannot be downloaded."""
     try:
         _load_torchvision("mnist", data_dir, train=True)
         return "mnist"
@@ -101,14 +100,14 @@ def batches(images, batch_size, labels=None):
 
 
 def spread(images, n):
-    """Return at most n images, evenly spaced, because a folder's images are sorted by class."""
+    """Return at most n evenly spaced images, because a folder's images are sorted by class."""
     return images[torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()]
 
 
 def save_grid(images, path, columns=8):
     """Write images (N, C, H, W) in [-1, 1] as one PNG with `columns` images in each row."""
     pixels = images.detach().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
-    grid = utils.make_grid(pixels, nrow=columns)[:images.shape[1]]  # make_grid makes grey RGB
+    grid = utils.make_grid(pixels, nrow=columns)[:images.shape[1]]  # make_grid turns grey into RGB
     TF.to_pil_image(grid).save(path)
 
 
@@ -138,7 +137,7 @@ def save_images(images, path, columns=8, labels=None):
 
 
 def save_gif(paths, path):
-    """Join pictures into an endless GIF that shows each for 0.25 seconds and the last one for 2."""
+    """Join pictures into a looping GIF that shows each for 0.25 seconds and the last one for 2."""
     first, *rest = [Image.open(p).convert("RGB").quantize(64) for p in paths]
     first.save(path, save_all=True, append_images=rest, loop=0,
                duration=[250] * len(rest) + [2000])
@@ -154,8 +153,8 @@ def _load_torchvision(name, data_dir, train):
             dataset = make(data_dir, train, download=True)
     except Exception as error:          # no network, a full disk, a damaged file, …
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise OSError(f"--data {name}: the data set is neither on disk nor can it be downloaded "
-                      f"({reason}). Put its files at {Path(data_dir, files)}, delete damaged "
+        raise OSError(f"--data {name}: this data set is not on disk and cannot be downloaded "
+                      f"({reason}). Put its files at {Path(data_dir, files)} and delete damaged "
                       "ones, or use --data strokes") from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -166,7 +165,7 @@ def _load_torchvision(name, data_dir, train):
 
 
 def _list_folder(folder, train):
-    """Return paths, labels and class names of one part, the paths of all, and notes to print."""
+    """Return the paths, labels and class names of one part, all paths, and notes to print."""
     known = {e for e, kind in Image.registered_extensions().items() if kind in (*Image.OPEN, "MPO")}
     groups, flat = {}, "(no sub-folders)"       # class name: files
     for path in map(Path, glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True)):
@@ -174,36 +173,37 @@ def _list_folder(folder, train):
             name, *rest = path.relative_to(folder).parts
             groups.setdefault(name if rest else flat, []).append(path)
     names, parts, notes = [], [], []
-    by_number = partial(re.sub, r"(?<![.\d])\d+", lambda number: number[0].zfill(20))
-    for name in sorted(sorted(groups), key=by_number):      # 2 before 10
+    padded = {name: re.sub(r"(?<![.\d])\d+", lambda n: n[0].zfill(20), name) for name in groups}
+    for name in sorted(groups, key=lambda name: (padded[name], name)):     # 2 before 10
         files = sorted(groups[name], key=str)
         random.Random(0).shuffle(files)     # so that the same tenth is held back in every run
         held = max(1, len(files) // 10) if len(files) > 1 else 0
         if all(isinstance(_open(path), Exception) for path in files[held:]):
-            notes.append(f"left out {name}, as none of it can be read: {_open(files[held])}")
+            notes.append(f"left out {name}: none of its files can be read: {_open(files[held])}")
             continue
         names.append(name)
         parts.append(files[held:] if train else files[:held])
     if not names:
         raise OSError("; ".join([f"--data {folder}: this is neither a folder of images nor one of "
-                                 f"{', '.join(DOWNLOADS)}, strokes", *notes]))
+                                 f"{', '.join(DOWNLOADS)} and strokes", *notes]))
     if flat in names and len(names) > 1:
-        raise OSError(f"--data {folder}: there are images beside its sub-folders; move them away")
+        raise OSError(f"--data {folder}: move the images away that lie beside its sub-folders")
     if {name.lower() for name in names} <= {"train", "val", "valid", "validation", "test"}:
-        notes.append("warning: its sub-folders are taken for classes; if they are parts of a data "
-                     f"set, use --data {Path(folder, 'train' if 'train' in names else names[0])}")
+        part = min(names, key=lambda name: name.lower() != "train")
+        notes.append("warning: the sub-folders count as classes; if they are parts of a data set, "
+                     f"use --data {Path(folder, part)}")
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     return list(chain(*parts)), labels, names, list(chain(*groups.values())), notes
 
 
 def _open(path):
-    """Return an image, upright, of mode L, RGB or (over 8 bits) F; or an error, if there is one."""
+    """Return an image, upright, in mode L, RGB or (above 8 bits) F, or the error that it raises."""
     try:
         with Image.open(path) as image:         # the first of several pages or frames
             image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":               # nan_to_num makes what is not finite 0
+        if image.mode[0] in "IF":               # above 8 bits; NaN and infinity become 0
             return Image.fromarray(np.nan_to_num(np.asarray(image, "f4"), posinf=0, neginf=0))
-        if image.mode[-1] in "Aa" or "transparency" in image.info:
+        if image.mode[-1] in "Aa" or "transparency" in image.info:      # A is alpha
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "L" else image.convert("RGB")
@@ -211,14 +211,14 @@ def _open(path):
         return error
 
 
-def _read_files(paths, everything, side, channels, data_dir):
+def _read_files(paths, all_paths, side, channels, data_dir):
     """Return images (N, C, side, side), uint8, a mask of the readable paths, and notes to print."""
-    def header(path):
+    def header(path):                   # returns None if the file cannot be opened
         with contextlib.suppress(Exception), Image.open(path) as image:
             span = _open(path).getextrema() if image.mode[0] in "IF" else None
             return image.size, image.mode, getattr(image, "is_animated", False), span
 
-    def read(path):
+    def read(path):                     # side, channels, black and scale are set below
         image = _open(path)
         if isinstance(image, Exception):
             return image
@@ -227,7 +227,7 @@ def _read_files(paths, everything, side, channels, data_dir):
         image = image.convert("L" if channels == 1 else "RGB")
         return TF.pil_to_tensor(ImageOps.fit(image, (side, side)))
 
-    files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in everything]
+    files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in all_paths]
     key = hashlib.sha256(repr((files, paths, side, channels)).encode()).hexdigest()[:16]
     cache = Path(data_dir, "cache", f"{key}.pt")
     with contextlib.suppress(Exception):        # if it is not there or damaged, decode again
@@ -237,30 +237,30 @@ def _read_files(paths, everything, side, channels, data_dir):
         sides = {n for size, *_ in headers for n in size}
         side = side or (sides.pop() if len(sides) == 1 else 64)
         channels = channels or (1 if {Image.getmodebase(x[1]) for x in headers} == {"L"} else 3)
-        frames = sum(frames for _, _, frames, _ in headers)
-        notes = [f"files of which only the first page or frame is used: {frames}"] if frames else []
+        n = sum(animated for _, _, animated, _ in headers)
+        notes = [f"files of which only the first page or frame is used: {n}"] if n else []
         if any(span for *_, span in headers):   # one scale for the whole folder
-            spans = [span for *_, span in filter(None, pool.map(header, everything))]
-            low, high = zip((0, 0), *filter(None, spans))
-            black, white = min(low), max(high)
-            if None in spans and white > 1:     # beside 8 bits white is 255, 1023, …, 65535
+            spans = [span for *_, span in filter(None, pool.map(header, all_paths))]
+            lowest, highest = zip((0, 0), *filter(None, spans))
+            black, white = min(lowest), max(highest)
+            if None in spans and white > 1:     # there are 8-bit files: use all of 255, 1023, …
                 white = 2 ** max(8, int(white).bit_length()) - 1
             scale = 255 / ((white - black) or 1)
             notes.append(f"pixel values from {black:g} to {white:g} are scaled to 0 to 255")
         images = torch.empty(len(paths), channels, side, side, dtype=torch.uint8)
         readable, bad = torch.empty(len(paths), dtype=torch.bool), []
-        for i, image in enumerate(pool.map(read, paths)):
-            readable[i] = torch.is_tensor(image)
+        for i, result in enumerate(pool.map(read, paths)):
+            readable[i] = torch.is_tensor(result)
             if readable[i]:
-                images[i] = image
-            else:
-                bad.append(str(paths[i]) if bad else f"{paths[i]} ({image})")
+                images[i] = result
+            else:                       # one reason is enough
+                bad.append(str(paths[i]) if bad else f"{paths[i]} ({result})")
             if i % 5000 == 4999:
                 print(f"decoded {i + 1:,} of {len(paths):,} images", file=sys.stderr)
     if bad:
-        print("left out, unreadable:", ", ".join(bad[:10]), "…" * (len(bad) > 10), file=sys.stderr)
+        notes.append("left out, unreadable: " + ", ".join(bad[:10]) + " …" * (len(bad) > 10))
         images = images[readable]
-    with contextlib.suppress(OSError, RuntimeError):    # torch has this for a full disk
+    with contextlib.suppress(Exception):        # if the disk is full, the next run decodes again
         cache.parent.mkdir(parents=True, exist_ok=True)
         torch.save((images, readable, notes), cache)
     return images, readable, notes
@@ -296,7 +296,7 @@ def strokes(n, seed=0):
     points = torch.empty(n, 72, 2)      # on the path of the pen, at most one pixel apart
     for digit, curves in enumerate(GLYPHS):
         rows = (labels == digit).nonzero().flatten()
-        splines = []        # matrices that take the k points of a curve to many along its spline
+        splines = []        # one matrix for each curve: its k points -> many along its spline
         for k in map(len, curves):
             t = torch.linspace(0, k - 1, 72 // len(curves))[:, None]
             i = t.long().clamp(max=k - 2)

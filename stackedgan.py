@@ -464,8 +464,8 @@ def train(args, ckpt=None):
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs.
 
-    All classes get the same share, unless --label names one. With --vary z1, all images
-    share one z0. With --vary z0, they share one z1.
+    All classes get the same share, unless --label names one, and a grid is filled up to whole rows.
+    With --vary z1, all images share one z0. With --vary z0, they share one z1.
     """
     from common import is_picture, save_images
     G1 = Generator1(args.z1_dim, args.width, len(ckpt["classes"]))
@@ -535,7 +535,7 @@ def get_args(argv=None):
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
     either("--sample", metavar="CKPT", help="generate images with its generators")
-    arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * classes")
+    arg("--num", type=int, default=0, help="images to sample; 0: 8 a class; a grid has whole rows")
     arg("--label", help="with --sample: only this class, by name or by number from 0")
     arg("--vary", choices=("z1", "z0"), help="with --sample: vary this noise only")
 
@@ -562,7 +562,7 @@ def get_args(argv=None):
             args.label = known.index(args.label) % len(ckpt["classes"])
     least = min(args.epochs, args.encoder_epochs, args.z1_dim, args.z0_dim, args.width)
     if least < 1 or args.batch_size < 2 or args.num < 0:
-        parser.error("--batch-size must be above 1, sizes above 0, num at least 0")
+        parser.error("--batch-size must be above 1, epochs and sizes above 0, num at least 0")
     if not min(args.lr, args.lr_slow) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
         parser.error("learning rates must be above 0; betas and --ema below 1")
     if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):

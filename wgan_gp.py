@@ -156,19 +156,19 @@ def generator_loss(s_fake):
 
 
 def gradient_penalty(D, real, fake):
-    """Return the penalty E (||grad D(x_hat)||_2 - 1)^2 of equation 3 and the mean norm, as scalars.
+    """Return the penalty of equation 3, E (||grad D(x_hat)||_2 - 1)^2, and the mean gradient norm.
 
-    real and fake (detached from G) have the same shape (B, ...), and D returns one score for each
-    image; else a ValueError is raised. BatchNorm with running statistics raises a RuntimeError, but
-    any other layer that mixes images fails silently. Call this outside autocast, to be precise.
+    real and fake (detached from G) must have the same shape (B, ...), and D must return one score
+    for each image, or you get a ValueError. BatchNorm with running statistics gives a RuntimeError.
+    Other layers that mix images give a wrong penalty. Autocast makes the gradients less exact.
     """
     if real.shape != fake.shape:
-        raise ValueError(f"real is {tuple(real.shape)}, fake {tuple(fake.shape)}; make them alike")
+        raise ValueError(f"real has shape {tuple(real.shape)}, but fake has {tuple(fake.shape)}")
 
     def total_score(x):
         scores = D(x)
         if scores.numel() != len(x):
-            raise ValueError("D must return one score for each image; average those of patches")
+            raise ValueError("D must return one score for each image: the mean, if it has patches")
         return scores.sum()
 
     eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)    # (B, 1, 1, 1)
