@@ -69,7 +69,7 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images, readable, more = _read_files(paths, all_paths, image_size, channels, data_dir)
         labels, notes = labels[readable], notes + more
         if len(images) < (2 if train else 1):   # BatchNorm cannot train on a single image
-            raise OSError("; ".join([f"--data {data}: too few images (a tenth is kept)", *more]))
+            raise OSError(f"--data {data}: too few images: a tenth is held back. {' '.join(more)}")
     notes.append("classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(names)))
     for note in notes if train else []:
         print(note, file=sys.stderr)

@@ -842,10 +842,11 @@ def test_samples_of_infogan(runs, train, tmp_path, capsys):
     run(infogan, *sample, tmp_path / "many", "--category", "3", "--code", "0.5")
     for i, image in enumerate(expected_samples(infogan, load(path), 25, change=set_codes)):
         assert np.array_equal(pixels(tmp_path / f"many/3_{i:05}.png"), image)
-    run(infogan, *sample, tmp_path / "grid.bmp")
-    shapes = {path.name: pixels(path).shape for path in tmp_path.glob("*.bmp")}
-    assert shapes == {"grid.bmp": (102, 32), "grid_code1.bmp": (102, 92),
-                      "grid_code2.bmp": (102, 92)}          # ten rows of 3 and of 9 images
+    for name in "grid.bmp", "folder":
+        run(infogan, *sample, tmp_path / name)
+    shapes = {path.name: pixels(path).shape for path in tmp_path.glob("*_code*")}
+    assert shapes == {"grid_code1.bmp": (102, 92), "grid_code2.bmp": (102, 92)}     # ten rows of 9
+    assert pixels(tmp_path / "grid.bmp").shape == (102, 32)
     for flags in ["--category", 10], ["--category", -1], ["--code", 1, 2, 3]:
         assert "from 0 to 9" in stops(capsys, run, infogan, "--sample", path, *flags)
     path = train(infogan, tmp_path / "run", "--num-codes", 0, "--categories", 3) / "ckpt.pt"
@@ -857,7 +858,6 @@ def test_samples_of_infogan(runs, train, tmp_path, capsys):
 
 
 def test_encoder_learns_and_then_stays(runs, train, tmp_path):
-    """It is also the same for all seeds."""
     images, labels, _, _ = common.strokes(2000)
     torch.manual_seed(0)
     E = stackedgan.Encoder()
@@ -906,6 +906,8 @@ def test_samples_of_stackedgan(runs, tmp_path, vary):
     for i, image in enumerate(expected_samples(stackedgan, load(path), 5, change=fix)):
         name = "cat" if i < 3 else "dog"
         assert np.array_equal(pixels(tmp_path / f"many/{name}_{i:05}.png"), image)
+    run(stackedgan, "--sample", path, "--num", 5, "--out", tmp_path / "grid.png")
+    assert pixels(tmp_path / "grid.png")[12:20, 22:30].any()    # two whole rows of three
     for label in "1", "dog":
         run(stackedgan, "--sample", path, "--label", label, "--num", 3, "--out", tmp_path / label)
         assert {*os.listdir(tmp_path / label)} == {f"dog_0000{i}.png" for i in range(3)}
@@ -1165,7 +1167,6 @@ README = Path(__file__).with_name("README.md").read_text()
 
 
 def test_commands_of_the_readme(train, tmp_path, monkeypatch):
-    """All of them in their order, in an empty folder, with tiny data and one epoch."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"(?:^ +|`)python ((?:benchmarks/)?\w+)\.py([^`#\n]*)", README, re.M)
     assert len(commands) > 8
@@ -1186,7 +1187,6 @@ def test_commands_of_the_readme(train, tmp_path, monkeypatch):
 
 
 def test_python_of_the_readme(train, tmp_path, monkeypatch):
-    """As it stands there, with networks of one's own, and with a trained one."""
     monkeypatch.chdir(tmp_path)
     train(gan_mlp, "out/gan_mlp")
     passages = re.findall(r"```python\n(.*?)```", README, re.S)
