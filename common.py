@@ -47,11 +47,10 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         paths, labels, names, all_paths, notes = _list_folder(data, train)
 
     known = [*names, *map(str, range(len(names)))]  # names first: folders may be called 1, 2, 3
-    classes = [str(name) for name in classes or names]
-    for name in classes:
-        if name not in known:
-            raise OSError(f"--classes {name}: there is no such class; there are {', '.join(names)}")
-    keep = list(dict.fromkeys(known.index(name) % len(names) for name in classes))
+    for name in classes or names:
+        if str(name) not in known:
+            raise OSError(f"--classes {name}: not one of {', '.join(names)}. {' '.join(notes)}")
+    keep = list(dict.fromkeys(known.index(str(name)) % len(names) for name in classes or names))
     renumber = torch.tensor([keep.index(i) if i in keep else -1 for i in range(len(names))])
     rows = (renumber[labels] >= 0).nonzero().flatten()
     labels, names = renumber[labels[rows]], [names[i] for i in keep]
@@ -167,12 +166,14 @@ def _load_torchvision(name, data_dir, train):
 def _list_folder(folder, train):
     """Return the paths, labels and class names of one part, all paths, and notes to print."""
     known = {e for e, kind in Image.registered_extensions().items() if kind in (*Image.OPEN, "MPO")}
-    groups, flat = {}, "(no sub-folders)"       # class name: files
-    for path in map(Path, glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True)):
+    groups, others, flat = {}, [], "(no sub-folders)"       # groups: class name to files
+    for path in map(Path, glob.iglob(f"{glob.escape(str(Path(folder)))}/**/*", recursive=True)):
         if path.suffix.lower() in known and path.is_file():     # glob leaves out hidden ones
             name, *rest = path.relative_to(folder).parts
             groups.setdefault(name if rest else flat, []).append(path)
-    names, parts, notes = [], [], []
+        elif not path.is_dir():
+            others.append(path)
+    names, parts, notes = [], [], [f"left out {len(others)} other files: {p} …" for p in others[:1]]
     padded = {name: re.sub(r"(?<![.\d])\d+", lambda n: n[0].zfill(20), name) for name in groups}
     for name in sorted(groups, key=lambda name: (padded[name], name)):     # 2 before 10
         files = sorted(groups[name], key=str)
@@ -188,8 +189,9 @@ def _list_folder(folder, train):
                                  f"{', '.join(DOWNLOADS)} and strokes", *notes]))
     if flat in names and len(names) > 1:
         raise OSError(f"--data {folder}: move the images away that lie beside its sub-folders")
-    if {name.lower() for name in names} <= {"train", "val", "valid", "validation", "test"}:
-        part = min(names, key=lambda name: name.lower() != "train")
+    splits = [s for s in names if re.fullmatch("(train|test)(ing)?|val(id(ation)?)?", s.lower())]
+    if len(splits) > 1 or splits == names:
+        part = min(splits, key=lambda name: not name.lower().startswith("train"))
         notes.append("warning: the sub-folders count as classes; if they are parts of a data set, "
                      f"use --data {Path(folder, part)}")
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in parts]))
@@ -227,7 +229,7 @@ def _read_files(paths, all_paths, side, channels, data_dir):
         image = image.convert("L" if channels == 1 else "RGB")
         return TF.pil_to_tensor(ImageOps.fit(image, (side, side)))
 
-    files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in all_paths]
+    files = [(str(p.absolute()), p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in all_paths]
     key = hashlib.sha256(repr((files, paths, side, channels)).encode()).hexdigest()[:16]
     cache = Path(data_dir, "cache", f"{key}.pt")
     with contextlib.suppress(Exception):        # if it is not there or damaged, decode again
@@ -243,7 +245,7 @@ def _read_files(paths, all_paths, side, channels, data_dir):
             spans = [span for *_, span in filter(None, pool.map(header, all_paths))]
             lowest, highest = zip((0, 0), *filter(None, spans))
             black, white = min(lowest), max(highest)
-            if None in spans and white > 1:     # there are 8-bit files: use all of 255, 1023, …
+            if None in spans and white >= 2:    # there are 8-bit files: use all of 255, 1023, …
                 white = 2 ** max(8, int(white).bit_length()) - 1
             scale = 255 / ((white - black) or 1)
             notes.append(f"pixel values from {black:g} to {white:g} are scaled to 0 to 255")
@@ -290,7 +292,6 @@ def strokes(n, seed=0):
 
     def uniform(low, high, *shape):
         return low + (high - low) * torch.rand(n, *shape, generator=gen)
-
     labels = torch.randint(10, (n,), generator=gen)
     slant, width = uniform(-0.2, 0.6), uniform(1.4, 3.6)
     points = torch.empty(n, 72, 2)      # on the path of the pen, at most one pixel apart
@@ -313,7 +314,6 @@ def strokes(n, seed=0):
     x, angle = x - slant[:, None] * y, uniform(-0.15, 0.15, 1)
     x, y = x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()
     points = torch.stack([x, y], -1) + 13.5 + uniform(-1, 1, 1, 2)
-
     pixels = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).flip(1)   # (784, 2): x, y
     distance = torch.cat([torch.cdist(pixels, part).amin(-1) for part in points.split(250)])
     ink = (width[:, None] / 2 + 0.5 - distance).clamp(0, 1)     # an edge that is one pixel soft

@@ -332,7 +332,7 @@ def train(args, ckpt=None):
     num_classes = len(names)
     if num_classes == 1:
         sys.exit("error: all images are of one class, but E needs at least two classes")
-    if ckpt and num_classes != len(ckpt["classes"]):
+    if ckpt and names != ckpt["classes"]:       # E would still find the old ones
         sys.exit(f"error: {args.data} has the classes {names}, but {args.resume} {ckpt['classes']}")
     held_out, y_held_out, _ = load_images(args.data, args.data_dir, image_size=shape[-1],
                                           channels=shape[0], classes=args.classes, device=device,
