@@ -118,7 +118,7 @@ def is_picture(path):
 def save_images(images, path, columns=8, labels=None):
     """Write images (N, C, H, W) in [-1, 1] as one grid if `path` is a picture, else as a folder.
 
-    The folder holds 00000.png, 00001.png, … or, with names or numbers as labels, cat_00000.png, …
+    The folder holds 00000.png, … or, with names or numbers as labels, cat_00000.png, …
     Raises an OSError if the folder already has files in it.
     """
     path = Path(path)
@@ -173,7 +173,7 @@ def _list_folder(folder, train):
             groups.setdefault(name if rest else flat, []).append(path)
         elif not path.is_dir():
             others.append(path)
-    names, parts, notes = [], [], [f"left out {len(others)} other files: {p} …" for p in others[:1]]
+    names, parts, notes = [], [], [f"left out {len(others)} other files: {p}" for p in others[:1]]
     padded = {name: re.sub(r"(?<![.\d])\d+", lambda n: n[0].zfill(20), name) for name in groups}
     for name in sorted(groups, key=lambda name: (padded[name], name)):     # 2 before 10
         files = sorted(groups[name], key=str)

@@ -334,7 +334,7 @@ def draw(ckpt, num, seed, device, suffix="_ema"):
 
 
 def read_folder(path, device):
-    """All PNGs of a folder, uint8 (N, C, H, H), and the labels in names like 7_0000.png, or None."""
+    """All PNGs of a folder, uint8 (N, C, H, H), and labels from names like 7_0000.png, or None."""
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
     files = sorted(Path(path).rglob("*.png"))
