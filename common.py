@@ -72,7 +72,7 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
     notes.append("classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(names)))
     for note in notes if train else []:
         print(note, file=sys.stderr)
-    return images.to(device), labels.to(device), names      # faster than a DataLoader
+    return images.to(device), labels.to(device), names      # whole, so no DataLoader is needed
 
 
 def default_data(data_dir="data"):
@@ -104,7 +104,7 @@ def spread(images, n):
 
 
 def save_grid(images, path, columns=8):
-    """Write images (N, C, H, W) in [-1, 1] as one PNG with `columns` images in each row."""
+    """Write images (N, C, H, W) in [-1, 1] as one picture with `columns` images in each row."""
     pixels = images.detach().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
     grid = utils.make_grid(pixels, nrow=columns)[:images.shape[1]]  # make_grid turns grey into RGB
     TF.to_pil_image(grid).save(path)
@@ -188,7 +188,7 @@ def _list_folder(folder, train):
         raise OSError("; ".join([f"--data {folder}: this is neither a folder of images nor one of "
                                  f"{', '.join(DOWNLOADS)} and strokes", *notes]))
     if flat in names and len(names) > 1:
-        raise OSError(f"--data {folder}: move the images away that lie beside its sub-folders")
+        raise OSError(f"--data {folder}: there are images beside its sub-folders; move them away")
     splits = [s for s in names if re.fullmatch("(train|test)(ing)?|val(id(ation)?)?", s.lower())]
     if len(splits) > 1 or splits == names:
         part = min(splits, key=lambda name: not name.lower().startswith("train"))
@@ -286,7 +286,7 @@ def strokes(n, seed=0):
     """Draw n handwritten-looking digits: images (n, 1, 28, 28), uint8; labels, slant, width (n,).
 
     The slant is a shear from -0.2 to 0.6, positive to the right. The pen is 1.4 to 3.6 pixels wide.
-    Both are uniform and independent of the digit, to test whether a model has found them.
+    Both are uniform and independent of the digit, so one can test whether a model has found them.
     """
     gen = torch.Generator().manual_seed(seed)
 

@@ -1097,7 +1097,7 @@ def test_folders_that_are_refused(tmp_path):
     for folder, flags, message in (
         ("nowhere", {}, "--data nowhere: .* neither a folder of images nor one of mnist.*strokes"),
         (bad, {}, "bad: .*neither a folder of images.*cannot identify image"),
-        (mixed, {}, "mixed: move the images away"),
+        (mixed, {}, "mixed: there are images beside its sub-folders"),
         (mixed / "cat", {"classes": ["1"]}, r"--classes 1: not one of \(no sub-folders\)"),
         (classes, {"classes": ["cat", "2"]}, "--classes 2: not one of cat, dog"),
         (classes, {"classes": ["dog"], "train": False}, "too few"),
