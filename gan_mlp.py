@@ -152,15 +152,14 @@ def train_generator(G, D, opt, real, loss="ns", l1=0.0, amp=nullcontext()):
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
 
     The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
-    decay = min(decay, (1 + t) / (10 + t))
-    for average, weight in zip(G_ema.parameters(), G.parameters()):
-        average.lerp_(weight, 1 - decay)
-    for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)
+    decay = min(decay, (1 + t) / (5 + t))
+    for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
+        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+            average.lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
@@ -350,7 +349,7 @@ def get_args(argv=None):
     arg("--l1", type=float, default=0.0, help="weight of G's L1 loss, see train_generator")
     arg("--z-dim", type=int, default=96, help="length of the noise vector z")
     arg("--width", type=int, default=96, help="hidden layers have 1, 2 or 4 times as many units")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

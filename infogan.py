@@ -14,22 +14,24 @@ tells about its code (section 5). To fool D as well, G must express the code by 
 real images differ, such as the digit or its slant. So the code comes to mean something without any
 labels, and Q can sort real images by it, although its loss only ever uses fakes.
 
-L_I has a part for the category and one for the numbers, each with its own lambda (--cat-weight and
---code-weight). Only the first part is in the log as L_I: at most the entropy log 10 = 2.303 nats of
-the category. For the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half
-the squared error plus a constant. The log has the root mean square error, code_rmse (0.58: chance).
+L_I has a part for the category and one for the numbers, weighted by --cat-weight and --code-weight.
+Only the first is in the log as L_I: at most the entropy log 10 = 2.303 nats of the category. For
+the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half the squared error
+plus a constant. The log has the root mean square of the error, code_rmse (0.58: chance).
 
-Two mistakes are common in other implementations. One trains Q on the labels of real images, which
-is a different, supervised method (--supervised). The other takes -c log q as the loss of a number c
-and its guess q, although q is not a probability.
+In D's step, Q reads the category from a bent copy of the fake: turned, stretched, slanted and
+shifted at random (--bend). Otherwise G may mark the category by a detail of the strokes, and two
+categories share two digits. L_I is still a lower bound: a bent fake tells no more about c.
 
-What differs from the paper: D has a higher learning rate; networks are half as wide; Q's variance
-is fixed, and the layers that D and Q share also learn to raise L_I (both as in the authors' code);
-the noise is normal, not uniform; and fakes are shown from G_ema, G with averaged weights.
+Two mistakes are common: to train Q on the labels of real images, which is a different, supervised
+method (--supervised); and to take -c log q as the loss of a number, although q is no probability.
 
-In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 to about 0.2 within three
-epochs. That Q can read the code does not tell what it means: look at the grids in samples/. They
-have one row for each category and show, to the right, what each number does.
+What differs from the paper: fakes are bent for Q; D has a higher learning rate; networks are half
+as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I (both as
+in the authors' code); the noise is normal, not uniform; and fakes come from G_ema, an averaged G.
+
+In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 to 0.2. The grids in samples/
+show what the code means: they have a row for each category and, to the right, number sweeps.
 
     python infogan.py                                   # MNIST, 15 epochs, into out/infogan
     python infogan.py --sample out/infogan/ckpt.pt      # a row for each category; number sweeps
@@ -101,10 +103,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
+    """Turns images (B, C, H, H) into raw scores s (B,) and Q's output (B, c_dim).
 
-    Q shares D's hidden layers, the trunk. Q's output (B, c_dim) is laid out like a code: first a
-    logit for each category, then a guess of each number.
+    The D(x) of the formulas is sigmoid(s). Q shares D's hidden layers, the trunk. Its output is
+    laid out like a code: first a logit for each category, then a guess of each number.
     """
 
     def __init__(self, shape=(1, 28, 28), width=32, c_dim=12):
@@ -116,22 +118,19 @@ class Discriminator(nn.Module):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             if i > 0:                   # no BatchNorm after the first layer
-                layers.append(nn.BatchNorm2d(n_out))
+                layers.append(nn.BatchNorm2d(n_out, momentum=0.01))     # Q needs slow averages
             layers.append(nn.LeakyReLU(0.1))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        layers.append(nn.BatchNorm1d(hidden))
+        layers.append(nn.BatchNorm1d(hidden, momentum=0.01))
         self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
-        self.Q = nn.Sequential(nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width),
-                               nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
+        self.Q = nn.Sequential(
+            nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width, momentum=0.01),
+            nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
         self.apply(init_weights)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
-
-    def score_and_code(self, x):
-        """Return D's scores (B,) and Q's output (B, c_dim). D(x) leaves Q out."""
-        h = self.trunk(x)
+        h = self.trunk(x)               # losses are float32, even with --amp
         return self.score(h).flatten().float(), self.Q(h).float()
 
 
@@ -174,7 +173,16 @@ def codes(G, n):
     return torch.cat([torch.eye(G.categories, device=device)[category], numbers], 1)
 
 
-def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weight=1.0,
+def bent(images, strength):
+    """Return a copy of images (B, C, H, H) in which each has undergone its own affine map."""
+    maps = strength * torch.randn(len(images), 2, 3, device=images.device)
+    maps[:, :, 2] /= 2                  # shifts in units of half the side
+    maps = maps + torch.eye(2, 3, device=images.device)
+    grid = F.affine_grid(maps, images.shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weight=1.0, bend=0.2,
                         amp=nullcontext()):
     """Take one step of D and Q on real images (B, C, H, H) in [-1, 1] and as many fakes.
 
@@ -184,10 +192,10 @@ def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weigh
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(z, c)
-        # Two calls, because in one BatchNorm would mix real and fake. Q sees real images only if it
-        # is to learn their labels: nobody knows their codes.
-        s_real, q_real = (D(real), None) if labels is None else D.score_and_code(real)
-        s_fake, q = D.score_and_code(fake)
+        s_real, q_real = D(real)        # real images have no codes: q_real is for labels only
+        s_fake, q = D(fake)             # in one call, BatchNorm would mix real and fake
+        if bend > 0:                    # the category is read from bent fakes, the numbers are not
+            q = torch.cat([D(bent(fake, bend))[1][:, :G.categories], q[:, G.categories:]], 1)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     L_I, error = information(q, c, G.categories)
     total = loss_real + loss_fake - cat_weight * L_I + code_weight * error / 2
@@ -205,7 +213,7 @@ def train_generator(G, D, opt, n, cat_weight=1.0, code_weight=1.0, amp=nullconte
     """Take one step of G on n fakes."""
     z, c = noise(G, n), codes(G, n)
     with amp:
-        s_fake, q = D.score_and_code(G(z, c))
+        s_fake, q = D(G(z, c))
     loss_G = generator_loss(s_fake)     # the log shows this part only
     L_I, error = information(q, c, G.categories)
     G.zero_grad()
@@ -217,15 +225,14 @@ def train_generator(G, D, opt, n, cat_weight=1.0, code_weight=1.0, amp=nullconte
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
 
     The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
-    decay = min(decay, (1 + t) / (10 + t))
-    for average, weight in zip(G_ema.parameters(), G.parameters()):
-        average.lerp_(weight, 1 - decay)
-    for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)
+    decay = min(decay, (1 + t) / (5 + t))
+    for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
+        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+            average.lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
@@ -240,15 +247,12 @@ def sample(G, z, c):
 def pictures(G, z, c, steps=9):
     """Return a list of grids of images (K, n, C, H, H), each with one row for each of K categories.
 
-    The columns of the first grid take z (n, z_dim) and the numbers of c (n, c_dim). Each other grid
-    is a sweep: one number goes from -2 to 2, which is twice its range in training, while the other
-    numbers are 0 and the noise is z[0].
+    The columns of the first grid take z (n, z_dim) and the numbers of c (n, c_dim). The others are
+    sweeps: one number goes from -2 to 2 (in training: -1 to 1), the rest are 0, and z is z[0].
     """
-    inputs = [(z, c[:, G.categories:])]
-    for j in range(G.num_codes):
-        numbers = torch.zeros(steps, G.num_codes, device=z.device)
-        numbers[:, j] = torch.linspace(-2, 2, steps)
-        inputs.append((z[:1].repeat(steps, 1), numbers))
+    inputs, sweep = [(z, c[:, G.categories:])], torch.linspace(-2, 2, steps, device=z.device)
+    for one_hot in torch.eye(G.num_codes, device=z.device):
+        inputs.append((z[:1].repeat(steps, 1), sweep[:, None] * one_hot))
     result, one_hots = [], torch.eye(G.categories, device=z.device)
     for z_row, numbers in inputs:
         rows = [torch.cat([one_hot.repeat(len(z_row), 1), numbers], 1) for one_hot in one_hots]
@@ -305,7 +309,7 @@ def train(args, ckpt=None):
     if args.supervised and len(names) > args.categories:
         sys.exit(f"error: --supervised needs --categories {len(names)}, one for each class")
 
-    G = build_generator(args, shape).to(device)
+    G = Generator(args.z_dim, shape, args.width, args.categories, args.num_codes).to(device)
     D = Discriminator(shape, args.width, args.categories + args.num_codes).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
@@ -335,7 +339,7 @@ def train(args, ckpt=None):
 
     amp = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
     settings = dict(cat_weight=args.cat_weight, code_weight=args.code_weight, amp=amp)
-    update_D = partial(train_discriminator, G, D, opt_D, **settings)
+    update_D = partial(train_discriminator, G, D, opt_D, bend=args.bend, **settings)
     update_G = partial(train_generator, G, D, opt_G, min(args.batch_size, len(images)), **settings)
     if use_graph:
         update_D, update_G = GraphedUpdate(update_D), GraphedUpdate(update_G)
@@ -400,10 +404,6 @@ def train(args, ckpt=None):
     print(f'wrote {out}; for more images: python {SCRIPT}.py --sample "{last}"')
 
 
-def build_generator(args, shape):
-    return Generator(args.z_dim, shape, args.width, args.categories, args.num_codes)
-
-
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs.
 
@@ -411,7 +411,7 @@ def sample_checkpoint(args, ckpt):
     and the others are random. Without these flags, a grid comes with a sweep of each number.
     """
     from common import is_picture, save_images
-    G = build_generator(args, ckpt["shape"])
+    G = Generator(args.z_dim, ckpt["shape"], args.width, args.categories, args.num_codes)
     G.load_state_dict(ckpt["G_ema"])
     K, num, columns = G.categories, args.num or 8 * G.categories, 8
     if args.category is None:
@@ -460,10 +460,11 @@ def get_args(argv=None):
     arg("--num-codes", type=int, default=2, help="how many numbers a code has")
     arg("--cat-weight", type=float, default=1.0, help="lambda: weight of the category's L_I")
     arg("--code-weight", type=float, default=1.0, help="lambda: weight of the numbers' error")
+    arg("--bend", type=float, default=0.2, help="how much fakes are bent for Q; 0: as in the paper")
     arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
+    arg("--ema", type=float, default=0.998, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
@@ -501,8 +502,7 @@ def get_args(argv=None):
     if least < 1 or args.batch_size < 2 or min(args.num, args.num_codes) < 0:
         parser.error("--batch-size must be above 1, sizes above 0, num and num-codes at least 0")
     if not 0 <= (args.category or 0) < args.categories or len(args.code) > args.num_codes:
-        parser.error(f"--category must be from 0 to {args.categories - 1}, "
-                     f"and --code takes up to {args.num_codes} numbers")
+        parser.error(f"--category: 0 to {args.categories - 1}; --code: {args.num_codes} numbers")
     if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
         parser.error("learning rates must be above 0; betas and --ema below 1")
     if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):

@@ -248,15 +248,14 @@ def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, and copy BatchNorm's statistics.
+    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
 
     The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
     """
-    decay = min(decay, (1 + t) / (10 + t))
-    for average, weight in zip(G_ema.parameters(), G.parameters()):
-        average.lerp_(weight, 1 - decay)
-    for average, buffer in zip(G_ema.buffers(), G.buffers()):
-        average.copy_(buffer)
+    decay = min(decay, (1 + t) / (5 + t))
+    for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
+        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+            average.lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
@@ -521,7 +520,7 @@ def get_args(argv=None):
     arg("--z1-dim", type=int, default=50, help="length of the noise vector z1")
     arg("--z0-dim", type=int, default=50, help="length of the noise vector z0")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average of G's weights")
+    arg("--ema", type=float, default=0.999, help="decay of the moving averages of G1 and G0")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

@@ -303,6 +303,9 @@ def generators(ckpt, suffix):
                 "G0": script.Generator0(args.z0_dim, ckpt["shape"], args.width)}
     elif ckpt["script"] == "gan_mlp":
         nets = {"G": script.Generator(args.z_dim, ckpt["shape"], args.width)}
+    elif ckpt["script"] == "infogan":
+        nets = {"G": script.Generator(args.z_dim, ckpt["shape"], args.width, args.categories,
+                                      args.num_codes)}
     else:
         nets = {"G": script.build_generator(args, ckpt["shape"])}
     for name, net in nets.items():
@@ -429,7 +432,7 @@ def measure_infogan(ckpt, images, c, logits, ref, strokes):
     K, num_codes = ckpt["args"]["categories"], ckpt["args"]["num_codes"]
     D = Discriminator(ckpt["shape"], ckpt["args"]["width"], K + num_codes).to(images.device).eval()
     D.load_state_dict(ckpt["D"])
-    q = torch.cat([D.score_and_code(part / 127.5 - 1)[1] for part in ref.held.split(500)])
+    q = torch.cat([D(part / 127.5 - 1)[1] for part in ref.held.split(500)])
     category, numbers = c[:, :K].argmax(1), c[:, K:].T
     result, text = {}, []
     if ref.num_classes <= 12:           # match() would take too long with more

@@ -125,10 +125,12 @@ def plain_infogan(nets, opts, args):
             return G(z, c), digit, numbers
 
         fake, *c = make()
-        score, q = D.score_and_code(fake.detach())
-        update(opt_D, bce(D(real).sigmoid(), valid) + bce(score.sigmoid(), invalid) + bound(q, *c))
+        (s_real, _), (s_fake, q) = D(real), D(fake.detach())
+        _, q_bent = D(importlib.import_module("infogan").bent(fake.detach(), args.bend))
+        loss = bce(s_real.sigmoid(), valid) + bce(s_fake.sigmoid(), invalid)
+        update(opt_D, loss + bound(torch.cat([q_bent[:, :K], q[:, K:]], 1), *c))
         fake, *c = make()
-        score, q = D.score_and_code(fake)
+        score, q = D(fake)
         update(opt_G, bce(score.sigmoid(), valid) + bound(q, *c))
     return step
 
