@@ -22,7 +22,7 @@ see the whole image help a lot here, and their smallest maps are 7x7 instead of 
 learning rate than D; kernels, networks and batches are smaller; the noise is normal, not uniform;
 and fakes are shown from G_ema, a copy of G that is averaged over the steps.
 
-In a healthy run D slowly gets ahead (D(x) rises towards 0.75 and D(G(z)) falls towards 0.25) while
+In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
 
     python dcgan.py                                     # MNIST, 10 epochs, into out/dcgan
@@ -388,7 +388,7 @@ def get_args(argv=None):
     arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
+    arg("--ema", type=float, default=0.9998, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

@@ -14,10 +14,9 @@ tells about its code (section 5). To fool D as well, G must express the code by 
 real images differ, such as the digit or its slant. So the code comes to mean something without any
 labels, and Q can sort real images by it, although its loss only ever uses fakes.
 
-L_I has a part for the category and one for the numbers, weighted by --cat-weight and --code-weight.
-Only the first is in the log as L_I: at most the entropy log 10 = 2.303 nats of the category. For
-the numbers, Q is a Gaussian of variance 1 around its guess, so -E log Q is half the squared error
-plus a constant. The log has the root mean square of the error, code_rmse (0.58: chance).
+L_I has a part for the category (--cat-weight) and one for the numbers (--code-weight). The first is
+in the log as L_I: at most log 10 = 2.303 nats. For the numbers, Q is a Gaussian of variance 1, so
+-E log Q is half the squared error of its guess, plus a constant. The log has code_rmse.
 
 In D's step, Q reads the category from a bent copy of the fake: turned, stretched, slanted and
 shifted at random (--bend). Otherwise G may mark the category by a detail of the strokes, and two
@@ -28,10 +27,10 @@ method (--supervised); and to take -c log q as the loss of a number, although q 
 
 What differs from the paper: fakes are bent for Q; D has a higher learning rate; networks are half
 as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I (both as
-in the authors' code); the noise is normal, not uniform; and fakes come from G_ema, an averaged G.
+in the authors' code); the noise is normal; and averages of G and D, G_ema and D_ema, draw and sort.
 
-In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 to 0.2. The grids in samples/
-show what the code means: they have a row for each category and, to the right, number sweeps.
+In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 (chance) to 0.2. The grids in
+samples/ show what the code means: a row for each category and, to the right, number sweeps.
 
     python infogan.py                                   # MNIST, 15 epochs, into out/infogan
     python infogan.py --sample out/infogan/ckpt.pt      # a row for each category; number sweeps
@@ -118,15 +117,14 @@ class Discriminator(nn.Module):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             if i > 0:                   # no BatchNorm after the first layer
-                layers.append(nn.BatchNorm2d(n_out, momentum=0.01))     # Q needs slow averages
+                layers.append(nn.BatchNorm2d(n_out))
             layers.append(nn.LeakyReLU(0.1))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        layers.append(nn.BatchNorm1d(hidden, momentum=0.01))
+        layers.append(nn.BatchNorm1d(hidden))
         self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))      # outputs see the whole image
         self.score = nn.Linear(hidden, 1)
-        self.Q = nn.Sequential(
-            nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width, momentum=0.01),
-            nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
+        self.Q = nn.Sequential(nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width),
+                               nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
         self.apply(init_weights)
 
     def forward(self, x):
@@ -312,11 +310,12 @@ def train(args, ckpt=None):
     G = Generator(args.z_dim, shape, args.width, args.categories, args.num_codes).to(device)
     D = Discriminator(shape, args.width, args.categories + args.num_codes).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
+    D_ema = copy.deepcopy(D).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
                         capturable=use_graph)
     opt_G = optimizer(G.parameters(), lr=args.lr)
     opt_D = optimizer(D.parameters(), lr=args.lr_d)
-    parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    parts = {"G": G, "D": D, "G_ema": G_ema, "D_ema": D_ema, "opt_G": opt_G, "opt_D": opt_D}
     z, c = noise(G, 8), codes(G, 8)     # the same for every grid, so that grids can be compared
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
@@ -355,6 +354,7 @@ def train(args, ckpt=None):
             stats = update_D(real, y) if args.supervised else update_D(real)
             stats |= update_G()
             update_ema(G_ema, G, args.ema, step)
+            update_ema(D_ema, D, args.ema, step)
             for name, value in stats.items():
                 history[name].append(value)
 
@@ -464,7 +464,7 @@ def get_args(argv=None):
     arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.998, help="decay of the moving average G_ema")
+    arg("--ema", type=float, default=0.995, help="decay of the moving averages of G and D")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

@@ -520,7 +520,7 @@ def get_args(argv=None):
     arg("--z1-dim", type=int, default=50, help="length of the noise vector z1")
     arg("--z0-dim", type=int, default=50, help="length of the noise vector z0")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving averages of G1 and G0")
+    arg("--ema", type=float, default=0.995, help="decay of the moving averages of G1 and G0")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

@@ -431,7 +431,7 @@ def measure_infogan(ckpt, images, c, logits, ref, strokes):
     from infogan import Discriminator
     K, num_codes = ckpt["args"]["categories"], ckpt["args"]["num_codes"]
     D = Discriminator(ckpt["shape"], ckpt["args"]["width"], K + num_codes).to(images.device).eval()
-    D.load_state_dict(ckpt["D"])
+    D.load_state_dict(ckpt["D_ema"])
     q = torch.cat([D(part / 127.5 - 1)[1] for part in ref.held.split(500)])
     category, numbers = c[:, :K].argmax(1), c[:, K:].T
     result, text = {}, []
