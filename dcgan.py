@@ -13,14 +13,14 @@ Convolutional GANs were hard to train until the authors found five rules by tria
 
     1. No pooling: strided convolutions shrink the feature maps in D, transposed ones enlarge G's.
     2. BatchNorm in both networks, except after G's last layer and D's first.
-    3. No hidden fully connected layers. (We break this rule, see below.)
+    3. No hidden fully connected layers. (We break this rule; see below.)
     4. ReLU in G, with tanh at the end.
     5. LeakyReLU in D, which lets gradients reach G through units with a negative input as well.
 
 What differs from the paper: G and D each have a hidden fully connected layer, because units that
-see the whole image help a lot here, and their smallest maps are 7x7 instead of 4x4; G has a higher
-learning rate than D; kernels, networks and batches are smaller; the noise is normal, not uniform;
-and fakes are shown from G_ema, a copy of G that is averaged over the steps.
+see the whole image help a lot here; G has a higher learning rate than D; kernels, networks and
+batches are smaller; the noise is normal, not uniform; and samples come from G_ema, a copy of G that
+is averaged over the steps.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
@@ -76,13 +76,13 @@ class Generator(nn.Module):
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
         super().__init__()
         self.z_dim = z_dim
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         hidden = 32 * width
         layers = [nn.Linear(z_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
                   nn.Linear(hidden, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
-        for i in reversed(range(len(sizes) - 1)):       # 7 -> 14 -> 28
+        for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
             # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
@@ -114,8 +114,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers, hidden = [], 32 * width
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
@@ -180,9 +180,9 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):

@@ -21,8 +21,8 @@ slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises ever
 when G has the most to learn. The slope of log p is 1 - p, which is near 1 then.
 
 What differs from the paper: Adam without momentum instead of SGD with momentum; BatchNorm and GELU
-in G; LeakyReLU in D instead of maxout and dropout; and fakes are shown from G_ema, a copy of G
-whose weights are averaged over the steps.
+in G; LeakyReLU in D instead of maxout and dropout; and samples come from G_ema, a copy of G whose
+weights are averaged over the steps.
 
 In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693 (loss_G to -0.693
 with minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look
@@ -152,9 +152,9 @@ def train_generator(G, D, opt, real, loss="ns", l1=0.0, amp=nullcontext()):
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):

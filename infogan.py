@@ -16,24 +16,24 @@ labels, and Q can sort real images by it, although its loss only ever uses fakes
 
 L_I has a part for the category (--cat-weight) and one for the numbers (--code-weight). The first is
 in the log as L_I: at most log 10 = 2.303 nats. For the numbers, Q is a Gaussian of variance 1, so
--E log Q is half the squared error of its guess, plus a constant. The log has code_rmse.
+-E log Q is half the squared error of its guess, plus a constant. code_rmse is that error's root.
 
 In D's step, Q reads the category from a bent copy of the fake: turned, stretched, slanted and
-shifted at random (--bend). Otherwise G may mark the category by a detail of the strokes, and two
-categories share two digits. L_I is still a lower bound: a bent fake tells no more about c.
+shifted at random (--bend). Otherwise Q may learn details of the strokes, and G may use them to put
+the same two digits into two categories. Bending adds no information: L_I stays a lower bound.
 
-Two mistakes are common: to train Q on the labels of real images, which is a different, supervised
-method (--supervised); and to take -c log q as the loss of a number, although q is no probability.
+Two mistakes are common: training Q on the labels of real images, which is another, supervised
+method (--supervised), and taking -c log q as a number's loss, as if the guess q were a probability.
 
 What differs from the paper: fakes are bent for Q; D has a higher learning rate; networks are half
 as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I (both as
-in the authors' code); the noise is normal; and averages of G and D, G_ema and D_ema, draw and sort.
+in the authors' code); the noise is normal; averages of the networks draw (G_ema) and sort (D_ema).
 
-In a healthy run L_I approaches H(c), and code_rmse falls from 0.58 (chance) to 0.2. The grids in
-samples/ show what the code means: a row for each category and, to the right, number sweeps.
+In a healthy run L_I rises to 2.25, and code_rmse falls from 0.58 (chance) to 0.2. The grids in
+samples/ show what the code means: a row for each category, and sweeps of the numbers on the right.
 
     python infogan.py                                   # MNIST, 15 epochs, into out/infogan
-    python infogan.py --sample out/infogan/ckpt.pt      # a row for each category; number sweeps
+    python infogan.py --sample out/infogan/ckpt.pt      # a row for each category; sweeps of numbers
     python infogan.py --sample out/infogan/ckpt.pt --category 3 --code 0.5 -1 --out out/one.png
 """
 
@@ -172,10 +172,10 @@ def codes(G, n):
 
 
 def bent(images, strength):
-    """Return a copy of images (B, C, H, H) in which each has undergone its own affine map."""
+    """Return images (B, C, H, H), each turned, stretched, slanted and shifted at random."""
     maps = strength * torch.randn(len(images), 2, 3, device=images.device)
-    maps[:, :, 2] /= 2                  # shifts in units of half the side
-    maps = maps + torch.eye(2, 3, device=images.device)
+    maps[:, :, 2] /= 2                  # the shift: 1 is half the side
+    maps += torch.eye(2, 3, device=images.device)
     grid = F.affine_grid(maps, images.shape, align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -190,9 +190,9 @@ def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weigh
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(z, c)
-        s_real, q_real = D(real)        # real images have no codes: q_real is for labels only
+        s_real, q_real = D(real)        # real images have no codes: only labels train q_real
         s_fake, q = D(fake)             # in one call, BatchNorm would mix real and fake
-        if bend > 0:                    # the category is read from bent fakes, the numbers are not
+        if bend > 0:                    # not for the numbers: one may mean the slant or the size
             q = torch.cat([D(bent(fake, bend))[1][:, :G.categories], q[:, G.categories:]], 1)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     L_I, error = information(q, c, G.categories)
@@ -223,9 +223,9 @@ def train_generator(G, D, opt, n, cat_weight=1.0, code_weight=1.0, amp=nullconte
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
@@ -460,7 +460,7 @@ def get_args(argv=None):
     arg("--num-codes", type=int, default=2, help="how many numbers a code has")
     arg("--cat-weight", type=float, default=1.0, help="lambda: weight of the category's L_I")
     arg("--code-weight", type=float, default=1.0, help="lambda: weight of the numbers' error")
-    arg("--bend", type=float, default=0.2, help="how much fakes are bent for Q; 0: as in the paper")
+    arg("--bend", type=float, default=0.2, help="strength of `bent` in D's step; 0: none")
     arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")

@@ -26,7 +26,7 @@ makes, as in sampling. Even then no gradient passes from G0 into G1, as in the a
 What differs from the paper: the noise is normal, not uniform, so its variance is 12 times as large,
 and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0, E and
 G1's last layer have BatchNorm; Adam has no momentum; all learning rates are higher, most of all
-those of G0 and D1; and fakes are shown from G1_ema and G0_ema, copies with averaged weights.
+those of G0 and D1; and samples come from G1_ema and G0_ema, copies with averaged weights.
 
 In a healthy run loss_real and loss_fake stay a little below 0.69 in both GANs, cond1 goes to
 0.001, cond0 to 0.1, ent1 to 0.65 and ent0 to 0.8. An entropy loss of 1 is chance. (The log adds the
@@ -248,9 +248,9 @@ def train_generator(G, D, opt, condition, E_i, adv_weight=1.0, cond_weight=1.0, 
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):

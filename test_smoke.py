@@ -713,8 +713,8 @@ def test_networks_of_gan_mlp_and_dcgan():
     G, D = dcgan.Generator().net, [*dcgan.Discriminator().trunk, dcgan.Discriminator().score]
     names = [" ".join(type(layer).__name__ for layer in layers) for layers in (G, D)]
     assert names[0] == ("Linear BatchNorm1d ReLU Linear Unflatten "
-                        + 2 * "BatchNorm2d ReLU ConvTranspose2d " + "Tanh")
-    assert names[1] == ("Conv2d LeakyReLU Conv2d BatchNorm2d LeakyReLU "
+                        + 3 * "BatchNorm2d ReLU ConvTranspose2d " + "Tanh")
+    assert names[1] == ("Conv2d LeakyReLU " + 2 * "Conv2d BatchNorm2d LeakyReLU "
                         + "Flatten Linear BatchNorm1d LeakyReLU Linear")
     assert {m.negative_slope for m in D if isinstance(m, nn.LeakyReLU)} == {0.2}
     for layer in [*G, *D]:
@@ -746,7 +746,7 @@ def test_walks(runs, tmp_path):
     assert not np.array_equal(*(pixels(path) for path in tmp_path.iterdir()))
 
 
-@pytest.mark.parametrize("norm, layers", (("none", 0), ("layer", 2), ("instance", 1)))
+@pytest.mark.parametrize("norm, layers", (("none", 0), ("layer", 3), ("instance", 2)))
 def test_a_score_does_not_depend_on_the_other_images(norm, layers):
     D, x = wgan_gp.Critic((1, 28, 28), 4, norm), torch.rand(4, 1, 28, 28)
     other = torch.cat([x[:1], torch.rand(3, 1, 28, 28)])

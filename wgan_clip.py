@@ -9,7 +9,7 @@ score D(x), which can be any number. E is the mean over the training images x, o
 The idea: real images and fakes are like two piles of earth in the space of all images. A transport
 plan says how much earth goes from where to where. Its cost is the amount times the distance. The
 cost of the cheapest plan is the earth mover's (or Wasserstein) distance between the two. It shrinks
-steadily as the piles approach. The Jensen-Shannon divergence (see gan_mlp.py) does not: it is log 2
+steadily as they get closer. The Jensen-Shannon divergence (see gan_mlp.py) does not: it is log 2
 for all piles that do not overlap, however near they are, so it cannot guide G (Example 1).
 
 Trying all transport plans between sets of images would take far too long. But by a theorem
@@ -26,9 +26,9 @@ vanish from layer to layer, and weights held at -c or c leave D only simple func
 their share as at_clip. wgan_gp.py limits the slope of D itself instead.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
-(W then stayed near 1e-13); G and D have hidden fully connected layers; G has a higher learning rate
-than D; batches and networks are smaller; and fakes are shown from G_ema, an averaged copy of G.
-RMSprop is the paper's: with momentum, training was at times unstable.
+(W then stayed near 1e-13); G and D each have a hidden fully connected layer; G has a higher
+learning rate than D; batches and networks are smaller; and samples come from G_ema, an averaged
+copy of G. RMSprop is the paper's: with momentum, training was at times unstable.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
 that D was not trained on. It stays close to W; if it is well below W, D overfits. D(x), D(G(z)) and
@@ -84,13 +84,13 @@ class Generator(nn.Module):
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
         super().__init__()
         self.z_dim = z_dim
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         hidden = 32 * width
         layers = [nn.Linear(z_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
                   nn.Linear(hidden, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
-        for i in reversed(range(len(sizes) - 1)):       # 7 -> 14 -> 28
+        for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
             # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
@@ -122,8 +122,8 @@ class Critic(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=16):
         super().__init__()
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers, hidden = [], 32 * width
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
@@ -193,9 +193,9 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):

@@ -24,12 +24,12 @@ cheapest plan are unknown, so x and G(z) are paired at random, which works well 
 Why no BatchNorm in D: the penalty is about the gradient of one image's score with respect to that
 image, and BatchNorm makes a score depend on the whole batch. LayerNorm and InstanceNorm do not.
 
-What differs from the paper: the learning rate is 1e-3 instead of 1e-4; G and D have hidden fully
-connected layers; batches and networks are smaller; and fakes come from G_ema, an averaged G.
+What differs from the paper: the learning rate is 1e-3 instead of 1e-4; G and D each have a hidden
+fully connected layer; batches and networks are smaller; and samples come from G_ema, an averaged G.
 
 In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
 the fakes improve. W_val is W on images that D was not trained on; if it is far below W, D overfits.
-D(x), D(G(z)) and loss_G drift: a constant added to all scores of D changes no gradient.
+D(x), D(G(z)) and loss_G mean nothing alone: a constant added to all scores changes no gradient.
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 epochs, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
@@ -81,13 +81,13 @@ class Generator(nn.Module):
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
         super().__init__()
         self.z_dim = z_dim
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         hidden = 32 * width
         layers = [nn.Linear(z_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
                   nn.Linear(hidden, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
-        for i in reversed(range(len(sizes) - 1)):       # 7 -> 14 -> 28
+        for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
             # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
             n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
@@ -122,8 +122,8 @@ class Critic(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), width=16, norm="none"):
         super().__init__()
-        sizes = map_sizes(shape[-1], 7)                                         # 28, 14, 7
-        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32
+        sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
+        channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers, hidden = [], 32 * width
         for i in range(len(sizes) - 1):
             n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
@@ -217,9 +217,9 @@ def train_generator(G, D, opt, n, amp=nullcontext()):
 
 @torch.no_grad()
 def update_ema(G_ema, G, decay, t):
-    """Set G_ema to decay G_ema + (1 - decay) G after step t of G, BatchNorm's statistics too.
+    """Set G_ema to decay * G_ema + (1 - decay) * G after step t, including BatchNorm's statistics.
 
-    The decay starts small. Otherwise the random initial weights would linger in G_ema for long.
+    The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
