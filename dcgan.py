@@ -388,7 +388,7 @@ def get_args(argv=None):
     arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")
     arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.9998, help="decay of the moving average G_ema")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")

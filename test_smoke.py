@@ -244,7 +244,7 @@ def test_updates_run_on_the_meta_device(script):
 SHARED = {
     "noise update_ema GraphedUpdate main": SCRIPTS, "map_sizes init_weights": SCRIPTS[1:],
     "discriminator_loss": (gan_mlp, dcgan, infogan, stackedgan), "sample": SCRIPTS[:4],
-    "Generator MLPGenerator build_generator train_generator": SCRIPTS[1:4],
+    "MLPGenerator build_generator train_generator": SCRIPTS[1:4], "Generator": (dcgan, wgan_gp),
     "critic_loss sample_checkpoint": SCRIPTS[2:4],
 }
 

@@ -26,9 +26,9 @@ vanish from layer to layer, and weights held at -c or c leave D only simple func
 their share as at_clip. wgan_gp.py limits the slope of D itself instead.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
-(W then stayed near 1e-13); G and D each have a hidden fully connected layer; G has a higher
-learning rate than D; batches and networks are smaller; and samples come from G_ema, an averaged
-copy of G. RMSprop is the paper's: with momentum, training was at times unstable.
+(W then stayed near 1e-13); D has a hidden fully connected layer (in G, one made samples alike); G
+has a higher learning rate than D; batches and networks are smaller; samples come from G_ema, an
+averaged G. RMSprop is the paper's: with momentum, training was at times unstable.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
 that D was not trained on. It stays close to W; if it is well below W, D overfits. D(x), D(G(z)) and
@@ -86,9 +86,7 @@ class Generator(nn.Module):
         self.z_dim = z_dim
         sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
-        hidden = 32 * width
-        layers = [nn.Linear(z_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-                  nn.Linear(hidden, channels[-1] * sizes[-1]**2),
+        layers = [nn.Linear(z_dim, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
         for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
             # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
