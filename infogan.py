@@ -27,7 +27,7 @@ method (--supervised), and taking -c log q as a number's loss, as if the guess q
 
 What differs from the paper: fakes are bent for Q; D has a higher learning rate; networks are half
 as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I (both as
-in the authors' code); the noise is normal; averages of the networks draw (G_ema) and sort (D_ema).
+in the authors' code); the noise is normal; and G_ema and D_ema are averages, for use afterwards.
 
 In a healthy run L_I rises to 2.25, and code_rmse falls from 0.58 (chance) to 0.2. The grids in
 samples/ show what the code means: a row for each category, and sweeps of the numbers on the right.
@@ -460,7 +460,7 @@ def get_args(argv=None):
     arg("--num-codes", type=int, default=2, help="how many numbers a code has")
     arg("--cat-weight", type=float, default=1.0, help="lambda: weight of the category's L_I")
     arg("--code-weight", type=float, default=1.0, help="lambda: weight of the numbers' error")
-    arg("--bend", type=float, default=0.2, help="strength of `bent` in D's step; 0: none")
+    arg("--bend", type=float, default=0.2, help="how much fakes are bent for Q; 0: not at all")
     arg("--supervised", action=switch, default=False, help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
     arg("--width", type=int, default=32, help="channels of the largest feature maps")
@@ -502,7 +502,7 @@ def get_args(argv=None):
     if least < 1 or args.batch_size < 2 or min(args.num, args.num_codes) < 0:
         parser.error("--batch-size must be above 1, sizes above 0, num and num-codes at least 0")
     if not 0 <= (args.category or 0) < args.categories or len(args.code) > args.num_codes:
-        parser.error(f"--category: 0 to {args.categories - 1}; --code: {args.num_codes} numbers")
+        parser.error(f"use categories 0 to {args.categories - 1} and {args.num_codes} numbers")
     if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
         parser.error("learning rates must be above 0; betas and --ema below 1")
     if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):

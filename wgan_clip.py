@@ -31,8 +31,8 @@ has a higher learning rate than D; batches and networks are smaller; samples com
 averaged G. RMSprop is the paper's: with momentum, training was at times unstable.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
-that D was not trained on. It stays close to W; if it is well below W, D overfits. D(x), D(G(z)) and
-loss_G drift and mean nothing by themselves: a constant added to D's scores changes no gradient.
+that D was not trained on; if it is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing
+alone: a constant added to all scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png

@@ -108,6 +108,7 @@ def plain_wgan(nets, opts, args):
 
 
 def plain_infogan(nets, opts, args):
+    from infogan import bent
     (G, D), (opt_G, opt_D), bce, mse, K = nets, opts, nn.BCELoss(), nn.MSELoss(), args.categories
 
     def bound(q, digit, numbers):
@@ -126,7 +127,7 @@ def plain_infogan(nets, opts, args):
 
         fake, *c = make()
         (s_real, _), (s_fake, q) = D(real), D(fake.detach())
-        _, q_bent = D(importlib.import_module("infogan").bent(fake.detach(), args.bend))
+        _, q_bent = D(bent(fake.detach(), args.bend))
         loss = bce(s_real.sigmoid(), valid) + bce(s_fake.sigmoid(), invalid)
         update(opt_D, loss + bound(torch.cat([q_bent[:, :K], q[:, K:]], 1), *c))
         fake, *c = make()
@@ -236,7 +237,8 @@ def script_loop(name, images, labels, args, device, amp=False, graph=False):
             script.update_ema(G0_ema, G0, args.ema, t)
     else:
         (G, D), (opt_G, opt_D) = nets, opts
-        G_ema, n_critic = copy.deepcopy(G).requires_grad_(False), getattr(args, "n_critic", 1)
+        G_ema, D_ema = (copy.deepcopy(net).requires_grad_(False) for net in (G, D))
+        n_critic = getattr(args, "n_critic", 1)
         train_D = getattr(script, "train_critic", None) or script.train_discriminator
         update_D = prepare(train_D, G, D, opt_D)
         update_G = prepare(script.train_generator, G, D, opt_G,
@@ -247,6 +249,8 @@ def script_loop(name, images, labels, args, device, amp=False, graph=False):
             if t % n_critic == 0:
                 update_G(*([real] if name == "gan_mlp" else []))
                 script.update_ema(G_ema, G, args.ema, t // n_critic)
+            if name == "infogan":
+                script.update_ema(D_ema, D, args.ema, t)
 
     def epoch():
         for t, (real, y) in enumerate(common.batches(images, args.batch_size, labels), 1):
