@@ -917,7 +917,7 @@ def test_samples_of_stackedgan(runs, tmp_path, vary):
 # ---- common.py and README.md ----
 
 def test_mnist(tmp_path, monkeypatch, capsys):
-    """The four .gz files of either data set are read from the place that the README names."""
+    """The four .gz files of either data set are read from a folder where users may put them."""
     monkeypatch.setattr("torchvision.datasets.utils.check_integrity",   # their MD5 sums differ
                         lambda path, md5=None: os.path.isfile(path))
     images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
@@ -1163,38 +1163,31 @@ def test_pictures(tmp_path, capsys, channels):
     assert gif.info["duration"] == 2000
 
 
-README = Path(__file__).with_name("README.md").read_text()
+README, RESULTS = (Path(__file__).parent.joinpath(name).read_text()
+                   for name in ("README.md", "benchmarks/README.md"))
 
 
-def test_commands_of_the_readme(train, tmp_path, monkeypatch):
+def test_commands_of_the_readmes(train, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"(?:^ +|`)python ((?:benchmarks/)?\w+)\.py([^`#\n]*)", README, re.M)
+    for script in SCRIPTS:              # what `python gan_mlp.py` and so on do
+        train(script, f"out/{script.SCRIPT}", "--epochs", 1)
+    commands = re.findall(r"(?:^ +|`)python ([\w/]+)\.py ([^`#\n]*)", README + RESULTS, re.M)
     assert len(commands) > 8
     data = ["--data", train.folder]
-    tiny = {"benchmarks/speed": ["--quick"],
+    tiny = {"benchmarks/speed": ["--quick"], "extras/plot": [],
             "benchmarks/quality": [*data, "--num", "200", "--classifier-epochs", "1"]}
     for name, flags in dict.fromkeys(commands):         # each once
-        flags = flags.replace("FOLDER", str(train.folder)).split()
-        module = importlib.import_module(name.replace("/", "."))
+        flags, _, file = flags.replace("FOLDER", str(train.folder)).partition(">")
+        flags, module = flags.split(), importlib.import_module(name.replace("/", "."))
         if "--resume" in flags or "--sample" in flags:
             flags += ["--epochs", "2", "--num", "4", *["--label", "1"] * ("--label" in flags)]
         elif "--help" in flags:
             flags = ["--sample", "out/gan_mlp/ckpt.pt"]
         else:
             classes = ["--classes", "cat"] * ("--classes" in flags)
-            flags += tiny.get(name) or [*data, "--epochs", "1", *FLAGS[module], *classes]
+            flags += tiny[name] if name in tiny else [*data, "--epochs", "1", *FLAGS[module],
+                                                      *classes]
+        capsys.readouterr()
         run(module, *flags)
-
-
-def test_python_of_the_readme(train, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(gan_mlp, "out/gan_mlp")
-    passages = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(passages) == 2
-    G = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)))
-    D = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
-    before = weights(G)[0], weights(D)[0]
-    for passage in passages:
-        exec(passage, {"G": G, "D": D, "z_dim": 3, "batches": torch.rand(5, 4, 1, 8, 8)})
-    assert not any(map(torch.equal, before, (weights(G)[0], weights(D)[0])))
-    assert Path("out/mine.png").exists()
+        if file:
+            Path(file.strip()).write_text(capsys.readouterr().out)

@@ -494,6 +494,15 @@ def measure_folder(path, args):
             f"  if they are categories: {purity_text(own['purity'])}")
 
 
+def minutes(ckpt):
+    """How long the run took until this checkpoint, without what is before and between epochs."""
+    total, last = 0, 0
+    for row in ckpt["rows"]:            # each has the speed since the row before
+        total += (row["step"] - last) * ckpt["args"]["batch_size"] / row["images/s"] / 60
+        last = row["step"]
+    return total
+
+
 def measure_checkpoint(path, args):
     """All measures of a checkpoint: a dict, and those of its method as text."""
     ckpt = load_checkpoint(path)
@@ -516,8 +525,8 @@ def measure_checkpoint(path, args):
         own, text = measure_stackedgan(given, features, logits, ref)
     else:
         own, text = measure_wgan(path, ckpt, ref, args)
-    return {"path": path, "script": script, "epochs": ckpt["epoch"], "seed": args.seed,
-            "data": data, **result, **own}, text
+    return {"path": path, "script": script, "epochs": ckpt["epoch"], "minutes": minutes(ckpt),
+            "seed": args.seed, "data": data, **result, **own}, text
 
 
 # ---- command line ----

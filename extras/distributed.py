@@ -1,0 +1,94 @@
+"""Train any of the scripts on several GPUs, or in several processes on the CPU.
+
+    torchrun --nproc-per-node 4 extras/distributed.py wgan_gp.py --batch-size 64 --epochs 50
+
+There is one process for each GPU, and each has its own networks, a share of the training images,
+and its own noise. Before each step of an optimizer, the gradients are averaged over all processes,
+so the networks stay the same. --batch-size is that of one process: four processes with 64 images
+each make the steps of one process with 256, and an epoch has a quarter of the steps. What differs
+is BatchNorm, which uses the images of its own process.
+
+Only the first process writes files and prints, so the log shows the losses on its own batches and
+the images per second that it sees itself. Everything else is as without this launcher. --resume
+works, also with another number of processes, but the noise then differs from that of an
+uninterrupted run. If one process fails, torchrun stops the others. --graph was never tried here, so
+it is refused.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+
+
+def first_alone(function):
+    """Let the first process call `function` before the others: it may download, or fill a cache."""
+    def call(*args, **kwargs):
+        if dist.get_rank() > 0:
+            dist.barrier()
+        result = function(*args, **kwargs)
+        if dist.get_rank() == 0:
+            dist.barrier()
+        return result
+    return call
+
+
+def share(load_images):
+    """Make `load_images` return every n-th of the training images, with n processes."""
+    def load_share(*args, train=True, **kwargs):
+        images, labels, names = load_images(*args, train=train, **kwargs)
+        if train:
+            rank, n = dist.get_rank(), dist.get_world_size()
+            end = len(images) // n * n      # all shares have the same length, and so the same steps
+            images, labels = images[rank:end:n].clone(), labels[rank:end:n].clone()
+        return images, labels, names
+    return load_share
+
+
+started = set()     # the optimizers that have taken a step
+
+
+def average_gradients(opt, args, kwargs):
+    """Replace the gradients of opt's weights by their mean over all processes."""
+    # Before the first step, the processes have drawn the same numbers, so their networks are equal.
+    # From here on, their noise has to differ. (stackedgan.py sets its seed again after training E.)
+    if opt not in started and dist.get_rank() > 0:
+        torch.manual_seed(torch.randint(2**40, ()).item() + dist.get_rank())
+    started.add(opt)
+    gradients = [w.grad for group in opt.param_groups for w in group["params"]]
+    mean = torch.cat([g.flatten() for g in gradients])      # one message, instead of one a layer
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    for g, part in zip(gradients, mean.split([g.numel() for g in gradients])):
+        g.copy_(part.view_as(g))
+
+
+def main(script, *argv):
+    if "--graph" in argv:
+        sys.exit("error: --graph cannot be used with several processes")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group()
+    common.default_data = first_alone(common.default_data)
+    common.load_images = share(first_alone(common.load_images))
+    register_optimizer_step_pre_hook(average_gradients)
+    with contextlib.ExitStack() as stack:
+        if dist.get_rank() > 0:
+            argv = [*argv, "--out", stack.enter_context(tempfile.TemporaryDirectory())]
+            quiet = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(quiet))
+        importlib.import_module(Path(script).stem).main(list(argv))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
