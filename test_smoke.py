@@ -150,7 +150,7 @@ class PassOn(nn.Module):                # in the place of G1
 
 def sample(script, G, *args):
     if script is stackedgan:
-        return script.sample(PassOn(), G, args[0], None, args[1])
+        return script.sample(PassOn(), G, args[0], args[1], args[1])
     return script.sample(G, *args)
 
 
