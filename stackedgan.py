@@ -261,7 +261,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G1, G0, y, z1, z0):
-    """Return G0(G1(y, 1.1 z1), z0) with BatchNorm's running statistics: no image affects another."""
+    """Return G0(G1(y, 1.1 z1), z0) with running BatchNorm statistics: no image affects another."""
     G1.eval(), G0.eval()
     images = G0(G1(y, 1.1 * z1), z0)    # G1_ema varies less than G1, so z1 is a little larger
     G1.train(), G0.train()

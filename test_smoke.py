@@ -914,6 +914,12 @@ def test_samples_of_stackedgan(runs, tmp_path, vary):
         assert {*os.listdir(tmp_path / label)} == {f"dog_0000{i}.png" for i in range(3)}
 
 
+def test_samples_of_stackedgan_take_a_larger_z1():
+    G1, G0 = mock.Mock(side_effect=lambda y, z1: z1), mock.Mock(side_effect=lambda h1, z0: h1 - z0)
+    z1, z0 = torch.randn(2, 3, 5)
+    torch.testing.assert_close(stackedgan.sample(G1, G0, None, z1, z0), 1.1 * z1 - z0)
+
+
 # ---- common.py and README.md ----
 
 def test_mnist(tmp_path, monkeypatch, capsys):

@@ -494,11 +494,11 @@ def measure_folder(path, args):
             f"  if they are categories: {purity_text(own['purity'])}")
 
 
-def minutes(ckpt):
+def minutes(ckpt, num_images):
     """How long the run took until this checkpoint, without what is before and between epochs."""
-    total, last = 0, 0
+    total, last, size = 0, 0, min(ckpt["args"]["batch_size"], num_images)
     for row in ckpt["rows"]:            # each has the speed since the row before
-        total += (row["step"] - last) * ckpt["args"]["batch_size"] / row["images/s"] / 60
+        total += (row["step"] - last) * size / row["images/s"] / 60
         last = row["step"]
     return total
 
@@ -525,8 +525,9 @@ def measure_checkpoint(path, args):
         own, text = measure_stackedgan(given, features, logits, ref)
     else:
         own, text = measure_wgan(path, ckpt, ref, args)
-    return {"path": path, "script": script, "epochs": ckpt["epoch"], "minutes": minutes(ckpt),
-            "seed": args.seed, "data": data, **result, **own}, text
+    return {"path": path, "script": script, "epochs": ckpt["epoch"],
+            "minutes": minutes(ckpt, len(ref.train)), "seed": args.seed, "data": data,
+            **result, **own}, text
 
 
 # ---- command line ----

@@ -33,8 +33,8 @@ def test_frechet():
 
 
 def test_classifier_score():
-    for logits, expected in (1000 * torch.eye(5).repeat(4, 1), 5), (torch.ones(9, 5), 1):
-        assert quality.classifier_score(logits) == pytest.approx(expected)
+    assert quality.classifier_score(1000 * torch.eye(5).repeat(4, 1)) == pytest.approx(5)
+    assert quality.classifier_score(torch.randn(1, 5).repeat(9, 1)) == pytest.approx(1)
 
 
 def test_nearest():
@@ -155,7 +155,8 @@ def test_W_of_an_epoch_beside_the_cFID_of_G(runs, digits):
              "images/s": 32 / 60} for i, w in enumerate(W) for start, end in ((0, 3), (3, len(w)))]
     again = measure(path, digits, rows=rows, G_ema=ckpt["G"])
     assert np.array(again["W_cFID"]) == pytest.approx(table)
-    assert again["cFID"] == table[-1, 2] and again["minutes"] == pytest.approx(ckpt["step"])
+    assert again["cFID"] == table[-1, 2] != runs["wgan_gp"]["cFID"]
+    assert again["minutes"] == pytest.approx(ckpt["step"])
 
 
 def test_quality_of_changed_checkpoints(runs, digits):
@@ -178,11 +179,10 @@ def test_table_and_json(runs, digits, capsys):
     assert json.loads(capsys.readouterr().out) == [runs["gan_mlp"]]
 
 
-def test_errors(runs, digits):
-    ckpt = quality.load_checkpoint(runs["dcgan"]["path"])
-    torch.save({**ckpt, "G_ema": {}}, digits.parent / "other.pt")
+def test_errors(runs, digits, tmp_path):
+    torch.save({**quality.load_checkpoint(runs["dcgan"]["path"]), "G_ema": {}}, tmp_path / "x.pt")
     for path, words in (("nowhere.pt", "cannot load nowhere.pt"), (__file__, "cannot load"),
-                        (digits / "3", "at least 200"), (digits.parent / "other.pt", "not fit")):
+                        (digits / "3", "at least 200"), (tmp_path / "x.pt", "not fit")):
         with pytest.raises(SystemExit, match=words) as stop:
             quality.main([str(path)])
         assert "\n" not in stop.value.code

@@ -86,7 +86,8 @@ def main(script, *argv):
             argv = [*argv, "--out", stack.enter_context(tempfile.TemporaryDirectory())]
             quiet = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(quiet))
-        importlib.import_module(Path(script).stem).main(list(argv))
+        # A checkpoint to resume from may ask for --graph, but the command line wins.
+        importlib.import_module(Path(script).stem).main([*argv, "--no-graph"])
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Tests of plot.py, of distributed.py, in two processes on the CPU, and of the code in README.md."""
+"""Tests of plot.py, of distributed.py in two processes on the CPU, and of README's Python."""
 
 import json
 import os
@@ -52,12 +52,16 @@ def test_log(tmp_path):
 
 
 def test_pictures(tmp_path):
-    pytest.importorskip("matplotlib")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.csv").write_text("epoch,step,W\n1,5,0.5\n2,10,0.4\n")
     results = [{"path": f"out/gp/ckpt_{i}.pt", "epochs": i, "minutes": i / 2, "cFID": 90 / i,
                 "W_cFID": [[1, 5, 90.0], [2, 3, 45.0]]} for i in (2, 1)]
     (tmp_path / "quality.json").write_text(json.dumps([*results, {"path": "folder", "cFID": 3}]))
+    panels = defaultdict(lambda: defaultdict(list))
+    plot.read_quality(tmp_path / "quality.json", panels)
+    assert panels == {("cFID", "epochs"): {"gp": [(1, 90), (2, 45)]},
+                      ("cFID", "minutes"): {"gp": [(0.5, 90), (1, 45)]},
+                      ("cFID of G", "W"): {"gp": [(5, 90), (3, 45)]}}
     for name in "run/log.csv", "quality.json":
         plot.main([str(tmp_path / name), "--out", str(tmp_path / "x.png")])
         assert (tmp_path / "x.png").stat().st_size > 5_000
@@ -169,7 +173,8 @@ def test_python_of_the_readme(digits, tmp_path, monkeypatch):
 
 def test_recipe_for_few_images(digits, tmp_path):
     """Its lines shift what D sees in training, and never in evaluation."""
-    lines = re.search(r"\n    ( +if self\.training:.*?)\n\n", README, re.S)[1].replace("\n    ", "\n")
+    lines = re.search(r"\n    ( +if self\.training:.*?)\n\n", README, re.S)[1]
+    lines = lines.replace("\n    ", "\n")
     head, tail = Path(dcgan.__file__).read_text().split("class Discriminator")
     start = "def forward(self, x):\n"
     module = types.ModuleType("dcgan_edited")
