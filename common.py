@@ -99,7 +99,7 @@ def batches(images, batch_size, labels=None):
 
 
 def spread(images, n):
-    """Return at most n evenly spaced images, because a folder's images are sorted by class."""
+    """Return at most n images, evenly spaced, as the images of a folder are sorted by class."""
     return images[torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()]
 
 
@@ -294,7 +294,7 @@ def strokes(n, seed=0):
         return low + (high - low) * torch.rand(n, *shape, generator=gen)
     labels = torch.randint(10, (n,), generator=gen)
     slant, width = uniform(-0.2, 0.6), uniform(1.4, 3.6)
-    points = torch.empty(n, 72, 2)      # on the path of the pen, at most one pixel apart
+    points = torch.empty(n, 72, 2)      # on the path of the pen, at most 2.5 pixels apart
     for digit, curves in enumerate(GLYPHS):
         rows = (labels == digit).nonzero().flatten()
         splines = []        # one matrix for each curve: its k points -> many along its spline

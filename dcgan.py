@@ -7,20 +7,20 @@ the training images x, or over the noise z, whose numbers are standard normal, z
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
 
-What is new is the networks. A fully connected layer has to learn every stroke again at every
+Only the networks are new. A fully connected layer has to learn every stroke again at every
 position. A convolution applies the same small kernel at every position, so it learns a stroke once.
 Convolutional GANs were hard to train until the authors found five rules by trial and error:
 
-    1. No pooling: strided convolutions shrink the feature maps in D, transposed ones enlarge G's.
+    1. No pooling: strided convolutions shrink D's feature maps, transposed ones enlarge G's.
     2. BatchNorm in both networks, except after G's last layer and D's first.
     3. No hidden fully connected layers. (We break this rule; see below.)
     4. ReLU in G, with tanh at the end.
     5. LeakyReLU in D, which lets gradients reach G through units with a negative input as well.
 
 What differs from the paper: G and D each have a hidden fully connected layer, because units that
-see the whole image help a lot here; G has a higher learning rate than D; kernels, networks and
-batches are smaller; the noise is normal, not uniform; and samples come from G_ema, a copy of G that
-is averaged over the steps.
+belong to the whole image help a lot here; G has a higher learning rate than D; kernels, networks
+and batches are smaller; the noise is normal, not uniform; and samples come from G_ema, a moving
+average of G.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
@@ -125,7 +125,7 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -186,7 +186,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -210,7 +210,7 @@ def walks(n, z_dim, generator, steps=8):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -247,7 +247,7 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                    channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -335,7 +335,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -372,10 +372,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=10, help="total number, including those before --resume")
@@ -393,17 +393,17 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
-    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
+    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=64, help="how many images --sample generates")
-    arg("--walk", action=switch, default=False, help="with --sample: each row goes from z to z")
+    arg("--walk", action=switch, default=False, help="with --sample: rows go from one z to another")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample
@@ -417,7 +417,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num", "walk")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of G and D.
+        # These flags determine the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -446,5 +446,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

@@ -10,19 +10,19 @@ over the training images x, or over the noise z, whose numbers are standard norm
 
 Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. For a
 fixed G, the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and then V = 2 JSD - log 4. The JSD
-(Jensen-Shannon divergence) is 0 if p_g = p_data and at most log 2 = 0.693. So by lowering V against
-a good D, G moves p_g towards p_data. (The non-saturating loss has the same solution, but does not
-minimise the JSD.) For any D, V = -(loss_real + loss_fake) is at most V(D*, G). So the `jsd` of the
-log, log 2 - (loss_real + loss_fake) / 2, is at most the JSD. A weak D makes it too small, even
-negative. A D that memorises the training images makes it too large, so look at the images as well.
+(Jensen-Shannon divergence) is 0 only if p_g = p_data, and at most log 2 = 0.693. So by lowering V
+against a good D, G moves p_g towards p_data. (The non-saturating loss has the same solution, but
+does not minimise the JSD.) For any D, V = -(loss_real + loss_fake) is at most V(D*, G), so the
+column `jsd`, log 2 - (loss_real + loss_fake) / 2, is at most the JSD. A weak D makes it too small,
+even negative. If D memorises the training images, it is too large, so look at the images as well.
 
 Why non-saturating (section 3): let s be D's raw score of a fake, and p = sigmoid(s) = D(G(z)). The
 slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises every fake, and that is
 when G has the most to learn. The slope of log p is 1 - p, which is near 1 then.
 
-What differs from the paper: Adam without momentum instead of SGD with momentum; BatchNorm and GELU
-in G; LeakyReLU in D instead of maxout and dropout; and samples come from G_ema, a copy of G whose
-weights are averaged over the steps.
+What differs from the paper: Adam without momentum instead of SGD with momentum, and a higher
+learning rate for G than for D; BatchNorm and GELU in G; LeakyReLU in D instead of maxout and
+dropout; and samples come from G_ema, an exponential moving average (EMA) of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693 (loss_G to -0.693
 with minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look
@@ -55,7 +55,7 @@ SCRIPT = "gan_mlp"
 # ---- networks ----
 
 class Generator(nn.Module):
-    """Turns noise z (B, z_dim) into images (B, C, H, W) in [-1, 1]; `shape` is (C, H, W)."""
+    """Turns noise z (B, z_dim) into images (B, C, H, H) in [-1, 1]; `shape` is (C, H, H)."""
 
     def __init__(self, z_dim=96, shape=(1, 28, 28), width=96):
         super().__init__()
@@ -76,7 +76,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Turns images (B, C, H, W) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
+    """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
     There is no BatchNorm, so each score depends on one image only. train_discriminator needs this.
     """
@@ -109,7 +109,7 @@ def generator_loss(s_fake, loss="ns"):
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one step of D and of G (Algorithm 1); the train functions return what is logged ----
+# ---- one step of D and of G; the train functions return what the log shows ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -117,7 +117,7 @@ def noise(G, n):
 
 
 def train_discriminator(G, D, opt, real, amp=nullcontext()):
-    """Take one step of D on real images (B, C, H, W) in [-1, 1] and as many fakes."""
+    """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
     with amp:                           # torch.autocast with --amp, or else nothing
         with torch.no_grad():           # D's step needs no gradient of G's weights
             fake = G(noise(G, len(real)))
@@ -158,7 +158,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -174,7 +174,7 @@ def sample(G, z):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -211,7 +211,7 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                    channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -301,7 +301,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -331,10 +331,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=10, help="total number, including those before --resume")
@@ -354,15 +354,15 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
-    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
+    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=64, help="how many images --sample generates")
 
     args, ckpt = parser.parse_args(argv), None
@@ -377,7 +377,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        for name in ("image_size", "channels", "z_dim", "width"):   # these fix G and D
+        for name in ("image_size", "channels", "z_dim", "width"):   # these shape G, D
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
     if min(args.epochs, args.k, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
@@ -405,5 +405,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

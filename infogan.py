@@ -16,7 +16,7 @@ labels, and Q can sort real images by it, although its loss only ever uses fakes
 
 L_I has a part for the category (--cat-weight) and one for the numbers (--code-weight). The first is
 in the log as L_I: at most log 10 = 2.303 nats. For the numbers, Q is a Gaussian of variance 1, so
--E log Q is half the squared error of its guess, plus a constant. code_rmse is that error's root.
+-E log Q is half the squared error of its guess, plus a constant; the log has its root, code_rmse.
 
 In D's step, Q reads the category from a bent copy of the fake: turned, stretched, slanted and
 shifted at random (--bend). Otherwise Q may learn details of the strokes, and G may use them to put
@@ -25,9 +25,9 @@ the same two digits into two categories. Bending adds no information: L_I stays 
 Two mistakes are common: training Q on the labels of real images, which is another, supervised
 method (--supervised), and taking -c log q as a number's loss, as if the guess q were a probability.
 
-What differs from the paper: fakes are bent for Q; D has a higher learning rate; networks are half
-as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I (both as
-in the authors' code); the noise is normal; and G_ema and D_ema are averages, for use afterwards.
+What differs from the paper: fakes are bent for Q; D's learning rate is 5e-4, not 2e-4; networks
+are half as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I
+(both as in the authors' code); noise is normal; G_ema and D_ema are averages, to use afterwards.
 
 In a healthy run L_I rises to 2.25, and code_rmse falls from 0.58 (chance) to 0.2. The grids in
 samples/ show what the code means: a row for each category, and sweeps of the numbers on the right.
@@ -121,15 +121,15 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.1))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))      # outputs see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.1))  # each unit sees the whole image
         self.score = nn.Linear(hidden, 1)
         self.Q = nn.Sequential(nn.Linear(hidden, 2 * width), nn.BatchNorm1d(2 * width),
                                nn.LeakyReLU(0.1), nn.Linear(2 * width, c_dim))
         self.apply(init_weights)
 
     def forward(self, x):
-        h = self.trunk(x)               # losses are float32, even with --amp
-        return self.score(h).flatten().float(), self.Q(h).float()
+        h = self.trunk(x)
+        return self.score(h).flatten().float(), self.Q(h).float()  # float32 even with --amp
 
 
 # ---- losses ----
@@ -146,10 +146,10 @@ def generator_loss(s_fake):
 
 
 def information(q, c, categories):
-    """Return how well Q's output q recovers the codes c of the fakes; both are (B, c_dim).
+    """Return the category's part of L_I, and the squared error of the numbers, from q and codes c.
 
-    The first value is the category's part of L_I in nats (equation 5), at most log(categories). The
-    second is the squared error, summed over the numbers. Half of it is -E log Q, up to a constant.
+    Q's output q and c are (B, c_dim). L_I (equation 5) is in nats and at most log(categories). The
+    error is summed over the numbers. Half of it is -E log Q, up to a constant.
     """
     # cross_entropy applies the softmax itself. A second softmax would flatten the distribution.
     L_I = math.log(categories) - F.cross_entropy(q[:, :categories], c[:, :categories])
@@ -166,7 +166,7 @@ def noise(G, n):
 def codes(G, n):
     """Return n random codes (n, c_dim): one-hot categories, and then numbers from [-1, 1]."""
     device = next(G.parameters()).device
-    category = torch.randint(G.categories, (n,), device=device)     # row i of eye is one-hot for i
+    category = torch.randint(G.categories, (n,), device=device)     # row i of eye: one-hot for i
     numbers = 2 * torch.rand(n, G.num_codes, device=device) - 1
     return torch.cat([torch.eye(G.categories, device=device)[category], numbers], 1)
 
@@ -174,7 +174,7 @@ def codes(G, n):
 def bent(images, strength):
     """Return images (B, C, H, H), each turned, stretched, slanted and shifted at random."""
     maps = strength * torch.randn(len(images), 2, 3, device=images.device)
-    maps[:, :, 2] /= 2                  # the shift: 1 is half the side
+    maps[:, :, 2] /= 2                  # the shifts, in units of half a side
     maps += torch.eye(2, 3, device=images.device)
     grid = F.affine_grid(maps, images.shape, align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -192,7 +192,7 @@ def train_discriminator(G, D, opt, real, labels=None, cat_weight=1.0, code_weigh
             fake = G(z, c)
         s_real, q_real = D(real)        # real images have no codes: only labels train q_real
         s_fake, q = D(fake)             # in one call, BatchNorm would mix real and fake
-        if bend > 0:                    # not for the numbers: one may mean the slant or the size
+        if bend > 0:                    # the numbers are read unbent: one may mean the slant
             q = torch.cat([D(bent(fake, bend))[1][:, :G.categories], q[:, G.categories:]], 1)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
     L_I, error = information(q, c, G.categories)
@@ -229,7 +229,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -261,7 +261,7 @@ def pictures(G, z, c, steps=9):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -298,7 +298,7 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, labels, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                         channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -395,7 +395,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -444,10 +444,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=15, help="total number, including those before --resume")
@@ -469,15 +469,15 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
-    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
+    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * categories")
     arg("--category", type=int, help="with --sample: only this category, from 0")
     arg("--code", type=float, nargs="+", default=[], help="with --sample: set the numbers to these")
@@ -494,7 +494,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num", "category", "code")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of G and D.
+        # These flags determine the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "categories", "num_codes"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -526,5 +526,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

@@ -27,7 +27,7 @@ What differs from the paper: the noise is normal, not uniform, so its variance i
 and the entropy weight is 0.3 instead of 10 (with 10, G0 hides z0 in a pattern of dots); D0, E and
 G1's last layer have BatchNorm; Adam has no momentum; all learning rates are higher, most of all
 those of G0 and D1; samples come from G1_ema and G0_ema, copies with averaged weights; and in
-samples z1 is 10 % larger than in training, because averaged networks vary too little.
+samples z1 is 10 % larger than in training, because what G1_ema draws varies too little.
 
 In a healthy run loss_real and loss_fake stay a little below 0.69 in both GANs, cond1 goes to
 0.001, cond0 to 0.1, ent1 to 0.65 and ent0 to 0.8. An entropy loss of 1 is chance. (The log adds the
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 
 class Generator1(nn.Module):
-    """Turns labels y (B,), int64, and noise z1 (B, z_dim) into features h1, at least 0 as E0's."""
+    """Turns labels y (B,), int64, and noise z1 (B, z_dim) into features h1, all at least 0."""
 
     def __init__(self, z_dim=50, width=16, num_classes=10):
         super().__init__()
@@ -116,7 +116,7 @@ class Generator1(nn.Module):
 
 
 class Generator0(nn.Module):
-    """Turns features h1 (B, 16 width) and noise z0 (B, z_dim) into images (B, C, H, H)."""
+    """Turns features h1 (B, 16 * width) and noise z0 (B, z_dim) into images (B, C, H, H)."""
 
     def __init__(self, z_dim=50, shape=(1, 28, 28), width=16):
         super().__init__()
@@ -153,8 +153,8 @@ class Discriminator1(nn.Module):
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
 
     def forward(self, x):
-        h = self.trunk(x)               # losses are float32, even with --amp
-        return self.score(h).flatten().float(), self.Q(h).float()
+        h = self.trunk(x)
+        return self.score(h).flatten().float(), self.Q(h).float()  # float32 even with --amp
 
 
 class Discriminator0(nn.Module):
@@ -173,13 +173,13 @@ class Discriminator0(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
         self.score, self.Q = nn.Linear(hidden, 1), nn.Linear(hidden, z_dim)
         self.apply(init_weights)
 
     def forward(self, x):
-        h = self.trunk(x)               # losses are float32, even with --amp
-        return self.score(h).flatten().float(), self.Q(h).float()
+        h = self.trunk(x)
+        return self.score(h).flatten().float(), self.Q(h).float()  # float32 even with --amp
 
 
 # ---- losses ----
@@ -199,7 +199,7 @@ def conditional_loss(recovered, condition):
     """Return how far E's output for a fake is from the condition that the fake was made from.
 
     For labels (B,), that is the cross-entropy of the logits (B, num_classes). For features
-    (B, 16 width), it is the mean squared error.
+    (B, 16 * width), it is the mean squared error.
     """
     if condition.ndim == 1:
         return F.cross_entropy(recovered, condition)
@@ -255,7 +255,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -271,7 +271,7 @@ def sample(G1, G0, y, z1, z0):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -323,7 +323,7 @@ def train(args, ckpt=None):
     use_graph = args.graph and device.type == "cuda"
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, labels, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                         channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -452,7 +452,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -501,10 +501,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=10, help="total number, including those before --resume")
@@ -526,14 +526,14 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
     either("--sample", metavar="CKPT", help="generate images with its generators")
     arg("--num", type=int, default=0, help="images to sample; 0: 8 a class; a grid has whole rows")
     arg("--label", help="with --sample: only this class, by name or by number from 0")
@@ -551,7 +551,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num", "label", "vary")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of the networks.
+        # These flags determine the layers of the networks.
         for name in ("image_size", "channels", "z1_dim", "z0_dim", "width"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -586,5 +586,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

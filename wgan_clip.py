@@ -4,7 +4,7 @@ A generator G turns random noise z into an image G(z), called a fake. A critic D
 score D(x), which can be any number. E is the mean over the training images x, or over z ~ N(0, I):
 
     D maximises  W = E D(x) - E D(G(z)),  with each weight kept between -c and c, where c = 0.01
-    G maximises  E D(G(z)),  with one step of G for every n_critic = 5 steps of D
+    G maximises  E D(G(z)),  with one step of G after every n_critic = 5 steps of D
 
 The idea: real images and fakes are like two piles of earth in the space of all images. A transport
 plan says how much earth goes from where to where. Its cost is the amount times the distance. The
@@ -27,8 +27,8 @@ their share as at_clip. wgan_gp.py limits the slope of D itself instead.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
 (W then stayed near 1e-13); D has a hidden fully connected layer (in G, one made samples alike); G
-has a higher learning rate than D; batches and networks are smaller; samples come from G_ema, an
-averaged G. RMSprop is the paper's: with momentum, training was at times unstable.
+has a higher learning rate than D; batches and networks are smaller; samples come from G_ema, a
+moving average of G. RMSprop is the paper's: with momentum, training was at times unstable.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
 that D was not trained on; if it is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing
@@ -128,7 +128,7 @@ class Critic(nn.Module):
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -155,7 +155,7 @@ def clip_weights(D, clip):
         w.clamp_(-clip, clip)
 
 
-# ---- one step of D and of G (Algorithm 1); the train functions return what is logged ----
+# ---- one step of D and of G; the train functions return what the log shows ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -173,7 +173,7 @@ def train_critic(G, D, opt, real, clip=0.01, amp=nullcontext()):
     D.zero_grad()
     loss_D.backward()
     opt.step()
-    clip_weights(D, clip)               # the step may have moved weights beyond it
+    clip_weights(D, clip)
     return {"W": -loss_D.detach(), "D(x)": s_real.detach().mean(),
             "D(G(z))": s_fake.detach().mean()}
 
@@ -197,7 +197,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -213,7 +213,7 @@ def sample(G, z):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -250,7 +250,7 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                    channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -349,7 +349,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -385,10 +385,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=10, help="total number, including those before --resume")
@@ -407,15 +407,15 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
-    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
+    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=64, help="how many images --sample generates")
 
     args, ckpt = parser.parse_args(argv), None
@@ -430,7 +430,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of G and D.
+        # These flags determine the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -459,5 +459,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

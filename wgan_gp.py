@@ -1,10 +1,10 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
 A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
-score D(x), which can be any number. E is the mean over the training images x, z ~ N(0, I) and eps:
+score D(x), which can be any number. E is the mean over training images x, z ~ N(0, I) and eps:
 
     D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,   W = E D(x) - E D(G(z))
-    G maximises  E D(G(z)),  with one step of G for every n_critic = 5 steps of D
+    G maximises  E D(G(z)),  with one step of G after every n_critic = 5 steps of D
     x_hat = eps x + (1 - eps) G(z),  with a fresh eps ~ U[0, 1] for every image
 
 Why a penalty: grad is the gradient with respect to the image, and its norm is the slope of D. The
@@ -14,8 +14,8 @@ simple functions. Here the weights are free, and the penalty pulls the gradient 
 is not a strict bound, and D is not perfect, so compare values of W within one run only.
 
 Why a norm of 1, rather than at most 1: the cheapest transport plan pairs real images with fakes. On
-the straight line between the two of a pair, the best D has a gradient norm of 1 (Proposition 1). So
-asking for 1 costs D nothing there, and it keeps D from going flat.
+the straight line between the images of a pair, the best D has a gradient norm of 1 (Proposition
+1). So asking for 1 costs D nothing there, and it keeps D from going flat.
 
 Why at points between x and G(z): a penalty can test D at a few points only, not everywhere in a
 space of 784 dimensions, and the points between real images and fakes matter most. The pairs of the
@@ -136,7 +136,7 @@ class Critic(nn.Module):
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
         if norm == "layer":
             layers.append(nn.LayerNorm(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))      # outputs see the whole image
+        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
         self.score = nn.Linear(hidden, 1)
         self.apply(init_weights)
 
@@ -160,7 +160,7 @@ def gradient_penalty(D, real, fake):
     """Return the penalty of equation 3, E (||grad D(x_hat)||_2 - 1)^2, and the mean gradient norm.
 
     real and fake (detached from G) must have the same shape (B, ...), and D must return one score
-    for each image, or you get a ValueError. BatchNorm with running statistics gives a RuntimeError.
+    for each image, or you get a ValueError. BatchNorm2d(n) gives a RuntimeError in training mode.
     Other layers that mix images give a wrong penalty. Autocast makes the gradients less exact.
     """
     if real.shape != fake.shape:
@@ -181,7 +181,7 @@ def gradient_penalty(D, real, fake):
     return (norm - 1).square().mean(), norm.mean()
 
 
-# ---- one step of D and of G (Algorithm 1); the train functions return what is logged ----
+# ---- one step of D and of G; the train functions return what the log shows ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
@@ -223,7 +223,7 @@ def update_ema(G_ema, G, decay, t):
     """
     decay = min(decay, (1 + t) / (5 + t))
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if value.is_floating_point():   # all but BatchNorm's number of batches, which is not used
+        if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
 
 
@@ -239,7 +239,7 @@ def sample(G, z):
 # ---- training ----
 
 class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch, not hundreds.
+    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
 
     Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
     on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
@@ -276,7 +276,7 @@ def train(args, ckpt=None):
     if use_graph:       # the warm-up calls must not run on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     torch.manual_seed(args.seed)
-    args.data = args.data or default_data(args.data_dir)    # stored, so that --resume uses the same
+    args.data = args.data or default_data(args.data_dir)    # kept for --resume
     images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
                                    channels=args.channels, classes=args.classes, device=device)
     shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
@@ -374,7 +374,7 @@ def train(args, ckpt=None):
                 "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             }, buffer)
             (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # at once, so that ckpt.pt is never half-written
+            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
             if args.keep:
                 (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
             last_log = last_save = time.time()
@@ -410,10 +410,10 @@ def get_args(argv=None):
     arg = parser.add_argument
     switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
     # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given, mnist")
+    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
     arg("--data-dir", default="data", help="where downloads and caches are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="resize to this many pixels a side; 0: do not")
+    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
     arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
     # training
     arg("--epochs", type=int, default=10, help="total number, including those before --resume")
@@ -434,15 +434,15 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1/40 of --epochs")
+    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
     arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; its flags are the defaults")
-    either("--sample", metavar="CKPT", help="generate images with its G_ema")
+    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
+    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=64, help="how many images --sample generates")
 
     args, ckpt = parser.parse_args(argv), None
@@ -457,7 +457,7 @@ def get_args(argv=None):
         this_run = ("out", "device", "resume", "sample", "num")
         parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
         args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags fix the layers of G and D.
+        # These flags determine the layers of G and D.
         for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp", "norm"):
             if vars(args)[name] != ckpt["args"][name]:
                 parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
@@ -486,5 +486,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
+    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
     main()

@@ -8,11 +8,10 @@ so the networks stay the same. --batch-size is that of one process: four process
 each make the steps of one process with 256, and an epoch has a quarter of the steps. What differs
 is BatchNorm, which uses the images of its own process.
 
-Only the first process writes files and prints, so the log shows the losses on its own batches and
-the images per second that it sees itself. Everything else is as without this launcher. --resume
-works, also with another number of processes, but the noise then differs from that of an
-uninterrupted run. If one process fails, torchrun stops the others. --graph was never tried here, so
-it is refused.
+Only the first process writes files and prints, so the log shows its own losses and its own images
+per second. Everything else is as without this launcher. --resume works with any number of
+processes, but the noise then differs from that of an uninterrupted run. If one process fails,
+torchrun stops the others. --graph was never tried with several processes, so it is refused.
 """
 
 import contextlib
