@@ -19,6 +19,7 @@ import importlib
 import os
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -42,12 +43,12 @@ def first_alone(function):
 
 
 def share(load_images):
-    """Make `load_images` return every n-th of the training images, with n processes."""
+    """Make `load_images` return the share of this process: of n, every n-th training image."""
     def load_share(*args, train=True, **kwargs):
         images, labels, names = load_images(*args, train=train, **kwargs)
         if train:
             rank, n = dist.get_rank(), dist.get_world_size()
-            end = len(images) // n * n      # all shares have the same length, and so the same steps
+            end = len(images) // n * n      # equal shares, so all processes take as many steps
             images, labels = images[rank:end:n].clone(), labels[rank:end:n].clone()
         return images, labels, names
     return load_share
@@ -59,7 +60,8 @@ started = set()     # the optimizers that have taken a step
 def average_gradients(opt, args, kwargs):
     """Replace the gradients of opt's weights by their mean over all processes."""
     # Before the first step, the processes have drawn the same numbers, so their networks are equal.
-    # From here on, their noise has to differ. (stackedgan.py sets its seed again after training E.)
+    # From here on, their noise has to differ. (This happens for each optimizer, because
+    # stackedgan.py sets its seed again after training E.)
     if opt not in started and dist.get_rank() > 0:
         torch.manual_seed(torch.randint(2**40, ()).item() + dist.get_rank())
     started.add(opt)
@@ -76,7 +78,9 @@ def main(script, *argv):
         sys.exit("error: --graph cannot be used with several processes")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group()
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    # The others wait for as long as the first one downloads or decodes images.
+    dist.init_process_group(timeout=timedelta(hours=3))
     common.default_data = first_alone(common.default_data)
     common.load_images = share(first_alone(common.load_images))
     register_optimizer_step_pre_hook(average_gradients)
@@ -91,4 +95,6 @@ def main(script, *argv):
 
 
 if __name__ == "__main__":
+    if "RANK" not in os.environ or len(sys.argv) < 2:
+        sys.exit("usage: torchrun --nproc-per-node 4 extras/distributed.py wgan_gp.py [flags]")
     main(*sys.argv[1:])

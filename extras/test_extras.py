@@ -1,5 +1,6 @@
 """Tests of plot.py, of distributed.py in two processes on the CPU, and of README's Python."""
 
+import contextlib
 import json
 import os
 import re
@@ -47,27 +48,46 @@ def test_log(tmp_path):
         "epoch,step,W,W_val\n1,5,0.5,\n1,10,0.4,0.3\n2,20,0.2,0.1\n")
     panels = defaultdict(lambda: defaultdict(list))
     plot.read_log(tmp_path / "run/log.csv", panels)
-    assert panels == {("W", "epoch"): {"run": [(0.5, 0.5), (1, 0.4), (2, 0.2)]},
-                      ("W_val", "epoch"): {"run": [(1, 0.3), (2, 0.1)]}}
+    run = tmp_path / "run"
+    assert panels == {("W", "epoch"): {run: [(0.5, 0.5), (1, 0.4), (2, 0.2)]},
+                      ("W_val", "epoch"): {run: [(1, 0.3), (2, 0.1)]}}
 
 
-def test_pictures(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/log.csv").write_text("epoch,step,W\n1,5,0.5\n2,10,0.4\n")
+def test_quality(tmp_path):
     results = [{"path": f"out/gp/ckpt_{i}.pt", "epochs": i, "minutes": i / 2, "cFID": 90 / i,
                 "W_cFID": [[1, 5, 90.0], [2, 3, 45.0]]} for i in (2, 1)]
     (tmp_path / "quality.json").write_text(json.dumps([*results, {"path": "folder", "cFID": 3}]))
     panels = defaultdict(lambda: defaultdict(list))
     plot.read_quality(tmp_path / "quality.json", panels)
-    assert panels == {("cFID", "epochs"): {"gp": [(1, 90), (2, 45)]},
-                      ("cFID", "minutes"): {"gp": [(0.5, 90), (1, 45)]},
-                      ("cFID of G", "W"): {"gp": [(5, 90), (3, 45)]}}
-    for name in "run/log.csv", "quality.json":
-        plot.main([str(tmp_path / name), "--out", str(tmp_path / "x.png")])
-        assert (tmp_path / "x.png").stat().st_size > 5_000
-        (tmp_path / "x.png").unlink()
-    with pytest.raises(SystemExit):
-        plot.main([str(tmp_path / "missing.csv")])
+    run = Path("out/gp").resolve()
+    assert panels == {("cFID", "epochs"): {run: [(1, 90), (2, 45)]},
+                      ("cFID", "minutes"): {run: [(0.5, 90), (1, 45)]},
+                      ("cFID of G", "W"): {run: [(5, 90), (3, 45)]}}
+
+
+def test_picture(tmp_path):
+    """Runs keep their lines, names and colours, even if their folders have the same name."""
+    a, b = tmp_path / "a/gp", tmp_path / "b/gp"
+    panels = {("cFID", "minutes"): {b: [(1, 90), (2, 45)]},
+              ("W", "epoch"): {a: [(1, 5), (2, 4)], b: [(1, 7), (3, 6)]}}
+    first, second = plot.draw(panels).axes
+    assert (first.get_xlabel(), first.get_xscale()) == ("minutes", "log")
+    assert (first.get_ylabel(), first.get_yscale()) == ("cFID", "log")
+    assert (second.get_xlabel(), second.get_xscale()) == ("epoch", "linear")
+    lines = *first.lines, *second.lines
+    assert [line.get_xydata().tolist() for line in lines] == [[[1, 90], [2, 45]], [[1, 5], [2, 4]],
+                                                              [[1, 7], [3, 6]]]
+    assert [line.get_label() for line in lines] == ["gp"] * 3
+    assert lines[0].get_color() == lines[2].get_color() != lines[1].get_color()
+
+
+def test_plot(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,step,W\n1,5,0.5\n2,10,0.4\n")
+    for path, out, code in (("log.csv", "x.png", None), ("missing.csv", "x.png", 2),
+                            ("log.csv", "no/x.png", 2), ("log.csv", "x.nothing", 2)):
+        with pytest.raises(SystemExit) if code else contextlib.nullcontext():
+            plot.main([str(tmp_path / path), "--out", str(tmp_path / out)])
+    assert (tmp_path / "x.png").stat().st_size > 5_000
 
 
 def critic_step(x, eps, z):
@@ -93,8 +113,8 @@ def half_a_batch(rank):
 
 
 def train(rank, folder):
-    """Train wgan_clip in two parts. Return the weights, real images, and scores of fakes."""
-    nets, real_images, scores, update = [], [], [], wgan_clip.train_critic
+    """Train wgan_clip in two parts. Return weights, real images, scores of fakes, and GIFs."""
+    nets, real_images, scores, update, gifs = [], [], [], wgan_clip.train_critic, []
 
     def train_critic(G, D, opt, real, **settings):
         stats = update(G, D, opt, real, **settings)
@@ -104,21 +124,30 @@ def train(rank, folder):
         return stats
 
     wgan_clip.train_critic = train_critic
-    dist.init_process_group = dist.destroy_process_group = lambda: None     # start() does it
+    common.save_gif = lambda grids, path: gifs.append(str(path))
+    dist.init_process_group = dist.destroy_process_group = lambda **_: None     # start() does it
     os.environ["LOCAL_RANK"] = str(rank)
     args = [*flags(folder / "digits", folder / "run"), "--batch-size", "4", "--n-critic", "2"]
     load_images = common.load_images
     distributed.main("wgan_clip.py", *args, "--epochs", "2")
     common.load_images = load_images
-    distributed.main("wgan_clip.py", *args, "--epochs", "3", "--resume", f"{folder}/run/ckpt.pt")
+    path = folder / "run/ckpt.pt"
+    if rank == 0:               # resume as if from a run with --graph
+        ckpt = torch.load(path, weights_only=True)
+        ckpt["args"]["graph"] = True
+        torch.save(ckpt, path)
+    dist.barrier()
+    distributed.main("wgan_clip.py", *args, "--epochs", "3", "--resume", str(path))
     weights = [w for net in nets for w in net.parameters()]
-    return weights, torch.cat(real_images), scores
+    return weights, torch.cat(real_images), scores, gifs
 
 
 def start(rank, folder):
     torch.set_num_threads(1)
+    destroy = dist.destroy_process_group
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     torch.save([half_a_batch(rank), *train(rank, folder)], folder / f"{rank}.pt")
+    destroy()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +164,7 @@ def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(pair):
 
 
 def test_two_processes_train_one_network(pair, digits):
-    (_, weights, real, scores), (_, weights2, real2, scores2) = pair
+    (_, weights, real, scores, gifs), (_, weights2, real2, scores2, gifs2) = pair
     assert all(map(torch.equal, weights, weights2))
     # Each has its own noise, but for the first of the 10 steps, and the first after --resume.
     assert [i for i, (a, b) in enumerate(zip(scores, scores2)) if a == b] == [0, 10]
@@ -143,6 +172,32 @@ def test_two_processes_train_one_network(pair, digits):
     assert not images[0] & images[1]                # and its own images
     ckpt = torch.load(digits.parent / "run/ckpt.pt", weights_only=True)
     assert ckpt["epoch"] == 3 and torch.equal(weights[0], next(iter(ckpt["G"].values())))
+    assert ckpt["args"]["graph"] is False
+    assert {*gifs} == {str(digits.parent / "run/samples.gif")} and not {*gifs} & {*gifs2}
+
+
+def test_shares_order_and_noise(monkeypatch):
+    """What each of three processes does, one after another, with a group that does nothing."""
+    calls, images, noise = [], [], []
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr(dist, "all_reduce", lambda gradients: None)
+    for rank in range(3):
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        distributed.first_alone(calls.append)("load")
+        load = distributed.share(lambda train: (torch.arange(8), torch.arange(8) + 9, None))
+        assert torch.equal(load(train=False)[0], torch.arange(8))
+        images.append(load(train=True)[0].tolist())
+        assert [x + 9 for x in images[rank]] == load(train=True)[1].tolist()
+        weight = nn.Parameter(torch.ones(2))
+        weight.grad = weight.detach()
+        torch.manual_seed(0)
+        distributed.average_gradients(torch.optim.SGD([weight]), (), {})
+        noise.append(torch.rand(()).item())
+    assert calls == ["load", "barrier", "barrier", "load", "barrier", "load"]
+    assert images == [[0, 3], [1, 4], [2, 5]] and len({*noise}) == 3
+    with pytest.raises(SystemExit, match="--graph"):
+        distributed.main("wgan_clip.py", "--graph")
 
 
 def test_launcher(digits, tmp_path):
