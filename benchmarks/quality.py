@@ -408,7 +408,7 @@ def measure_wgan(path, ckpt, ref, args):
         total, steps = W.get(row["epoch"], (0, 0))
         n, last = row["step"] - last, row["step"]
         W[row["epoch"]] = total + n * row["W"], steps + n
-    kept = {int(p.stem[5:]): p for p in Path(path).parent.glob("ckpt_[0-9]*.pt")}
+    kept = {int(p.stem[5:]): p for p in Path(path).parent.glob("ckpt_*.pt") if p.stem[5:].isdigit()}
     there = sorted(kept.keys() & W.keys())
     # Up to 12 of these epochs, as evenly as possible on a logarithmic scale.
     ideal = [there[0] * (there[-1] / there[0])**(i / 11) for i in range(12)] if there else []

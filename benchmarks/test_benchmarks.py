@@ -74,8 +74,7 @@ def test_style():
     images = torch.zeros(2, 1, 9, 13, dtype=torch.uint8)
     for row in range(9):                # one slash, and two that are 4 pixels apart
         images[0, 0, row, 8 - row] = images[1, 0, row, [8 - row, 12 - row]] = 255
-    for measured, expected in zip(quality.style(images), ([1, 1], [9, 18], [0, 2])):
-        assert measured.tolist() == pytest.approx(expected, abs=1e-9)
+    assert torch.stack(quality.style(images)).numpy().round(9).tolist() == [[1, 1], [9, 18], [0, 2]]
 
 
 def test_variety():
@@ -83,6 +82,7 @@ def test_variety():
     x, y = torch.tensor([[0.0, 0], [2, 0], [10, 5], [10, 9], [7, 7]]), torch.tensor([0, 0, 1, 1, 2])
     assert quality.variety(x, y, x / 2, y) == pytest.approx(4)
     assert quality.variety(x, y, x[:2] * 3, y[:2]) == pytest.approx(2 / 18)
+    assert quality.purity(y, torch.eye(2)[[0, 0, 0, 1, 1]]) == [1, 0.5, 1]
 
 
 def test_linear_probe():
@@ -171,10 +171,10 @@ def test_quality_of_changed_checkpoints(runs, digits):
 
 
 def test_table_and_json(runs, digits, capsys):
-    path = runs["gan_mlp"]["path"]
+    path, p = runs["gan_mlp"]["path"], runs["gan_mlp"]["shares"]
     flags = f"--num 200 --classifier-epochs 8 --device cpu --data-dir {digits.parent}"
     quality.main([path, *flags.split()])
-    assert f"{path}      2 " in capsys.readouterr().out
+    assert f"{min(p):8.1%}{max(p):11.1%}" in capsys.readouterr().out.split(f"{path}      2 ")[1]
     quality.main([path, *flags.split(), "--json"])
     assert json.loads(capsys.readouterr().out) == [runs["gan_mlp"]]
 
