@@ -401,6 +401,12 @@ def measure_dcgan(ckpt, ref):
             f"{trained:.1%}; with the features of an untrained D on {random:.1%}")
 
 
+@functools.lru_cache            # checkpoints of one run share it
+def cfid_of_G(path, num, seed, ref):
+    images, _ = draw(load_checkpoint(path), num, seed, ref.held.device, suffix="")
+    return frechet(read(ref.net, images)[0], ref.features)
+
+
 def measure_wgan(path, ckpt, ref, args):
     """W of an epoch, from the log in the checkpoint, beside the cFID of G in ckpt_*.pt."""
     W, last = {}, 0
@@ -417,9 +423,9 @@ def measure_wgan(path, ckpt, ref, args):
         return {}, "W against cFID needs ckpt_*.pt of at least 3 epochs; train with --keep"
     table = []
     for epoch in epochs:
-        images, _ = draw(load_checkpoint(kept[epoch]), args.num, args.seed, args.device, suffix="")
         total, steps = W[epoch]
-        table.append((epoch, total / steps, frechet(read(ref.net, images)[0], ref.features)))
+        cfid = cfid_of_G(kept[epoch], args.num, args.seed, ref)
+        table.append((epoch, total / steps, cfid))
     rho = spearman(*torch.tensor(table).T[1:])
     return ({"W_cFID": table, "W_cFID_spearman": rho},
             f"W and the cFID of G: rank correlation {rho:.2f}\n  epoch, W, cFID: "
