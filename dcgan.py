@@ -98,7 +98,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(nn.Sequential):
-    """A G of four hidden fully connected layers without BatchNorm (--mlp). It is hard to train."""
+    """A G of four hidden fully connected layers without BatchNorm (--mlp), as a test."""
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
         n = 32 * width
@@ -200,10 +200,10 @@ def sample(G, z):
 
 
 def walks(n, z_dim, generator, steps=8):
-    """Return n noise vectors (n, z_dim). Each `steps` of them lead from one random z to another."""
+    """Return n noise vectors (n, z_dim). Every `steps` of them run from one random z to another."""
     a, b = torch.randn(2, math.ceil(n / steps), 1, z_dim, generator=generator)
     t = torch.linspace(0, math.pi / 2, steps)[:, None]
-    # Each point of this arc is N(0, I), like a and b. On a line, (a + b) / 2 would be too short.
+    # Each point of this arc is like a draw from N(0, I). On a line, (a + b) / 2 would be too short.
     return (t.cos() * a + t.sin() * b).flatten(0, 1)[:n]
 
 

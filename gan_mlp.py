@@ -345,7 +345,7 @@ def get_args(argv=None):
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
     arg("--weight-decay", type=float, default=0.0, help="Adam's L2 penalty on the weights")
     arg("--k", type=int, default=1, help="steps of D for each step of G")
-    arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G, ns is non-saturating")
+    arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G; ns is non-saturating")
     arg("--l1", type=float, default=0.0, help="weight of G's L1 loss, see train_generator")
     arg("--z-dim", type=int, default=96, help="length of the noise vector z")
     arg("--width", type=int, default=96, help="hidden layers have 1, 2 or 4 times as many units")

@@ -480,7 +480,7 @@ def get_args(argv=None):
     either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
     arg("--num", type=int, default=0, help="how many images --sample generates; 0: 8 * categories")
     arg("--category", type=int, help="with --sample: only this category, from 0")
-    arg("--code", type=float, nargs="+", default=[], help="with --sample: set the numbers to these")
+    arg("--code", type=float, nargs="+", default=[], help="with --sample: values of the numbers")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample

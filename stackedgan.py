@@ -338,7 +338,7 @@ def train(args, ckpt=None):
                                           channels=shape[0], classes=args.classes, device=device,
                                           train=False)
 
-    torch.manual_seed(0)                # the same E for all seeds; channels_last makes it faster
+    torch.manual_seed(0)                # so that E is the same for all seeds
     E = Encoder(shape, args.width, num_classes).to(device, memory_format=torch.channels_last)
     if not ckpt:
         pretrain(E, images, labels, args.encoder_epochs)
@@ -479,7 +479,7 @@ def sample_checkpoint(args, ckpt):
     y = torch.arange(num) * K // num
     if args.label is not None:
         y[:] = args.label
-    # Drawn while G1 and G0 are on the CPU, so that a seed gives the same noise on every device.
+    # The noise is drawn while G1 and G0 are on the CPU, so a seed gives the same on every device.
     torch.manual_seed(args.seed)
     z1, z0 = noise(G1, num), noise(G0, num)
     if args.vary == "z1":
@@ -513,8 +513,8 @@ def get_args(argv=None):
     arg("--lr-slow", type=float, default=2e-4, help="learning rate of D0 and G1")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient")
     arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
-    arg("--encoder-epochs", type=int, default=4, help="epochs of E alone, before all others")
-    arg("--independent-epochs", type=int, default=5, help="length of the independent phase")
+    arg("--encoder-epochs", type=int, default=4, help="epochs of E, before those of the GANs")
+    arg("--independent-epochs", type=int, default=5, help="epochs of the independent phase")
     arg("--adv-weight", type=float, default=1.0, help="weight of the adversarial losses")
     arg("--cond-weight", type=float, default=1.0, help="weight of the conditional losses")
     arg("--ent-weight", type=float, default=0.3, help="weight of the entropy losses")
@@ -535,9 +535,9 @@ def get_args(argv=None):
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
     either("--sample", metavar="CKPT", help="generate images with its generators")
-    arg("--num", type=int, default=0, help="images to sample; 0: 8 a class; a grid has whole rows")
+    arg("--num", type=int, default=0, help="how many images; 0: 8 a class; grids have whole rows")
     arg("--label", help="with --sample: only this class, by name or by number from 0")
-    arg("--vary", choices=("z1", "z0"), help="with --sample: vary this noise only")
+    arg("--vary", choices=("z1", "z0"), help="with --sample: the other noise is the same for all")
 
     args, ckpt = parser.parse_args(argv), None
     path = args.resume or args.sample

@@ -104,7 +104,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(nn.Sequential):
-    """A G of four hidden fully connected layers without BatchNorm (--mlp). It is hard to train."""
+    """A G of four hidden fully connected layers without BatchNorm (--mlp), as a test."""
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
         n = 32 * width
@@ -397,7 +397,7 @@ def get_args(argv=None):
     arg("--lr-d", type=float, default=5e-5, help="learning rate of D")
     arg("--beta2", type=float, default=0.99, help="RMSprop's alpha: decay of the average square")
     arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
-    arg("--clip", type=float, default=0.01, help="c, the limit of D's absolute weights")
+    arg("--clip", type=float, default=0.01, help="c: D's weights are kept from -c to c")
     arg("--upsample", action=switch, default=False, help="no transposed convolutions in G")
     arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")

@@ -103,7 +103,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(nn.Sequential):
-    """A G of four hidden fully connected layers without BatchNorm (--mlp). It is hard to train."""
+    """A G of four hidden fully connected layers without BatchNorm (--mlp), as a test."""
 
     def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
         n = 32 * width
