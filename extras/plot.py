@@ -81,8 +81,9 @@ def main(argv=None):
             parser.error(f"cannot read {path}: {error!r}")
     if not panels:
         parser.error("there is nothing to draw in these files")
+    curves = {key: lines for key, lines in panels.items() if max(map(len, lines.values())) > 1}
     try:
-        draw(panels).savefig(args.out, dpi=110)
+        draw(curves or panels).savefig(args.out, dpi=110)
     except (OSError, ValueError) as error:      # no such folder, or no picture's name
         parser.error(f"cannot write {args.out}: {error}")
     print(f"wrote {args.out}")

@@ -83,7 +83,9 @@ def test_picture(tmp_path):
 
 def test_plot(tmp_path):
     (tmp_path / "log.csv").write_text("epoch,step,W\n1,5,0.5\n2,10,0.4\n")
+    (tmp_path / "empty.csv").write_text("epoch,step,W\n")
     for path, out, code in (("log.csv", "x.png", None), ("missing.csv", "x.png", 2),
+                            ("empty.csv", "x.png", 2),
                             ("log.csv", "no/x.png", 2), ("log.csv", "x.nothing", 2)):
         with pytest.raises(SystemExit) if code else contextlib.nullcontext():
             plot.main([str(tmp_path / path), "--out", str(tmp_path / out)])
