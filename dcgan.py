@@ -240,7 +240,7 @@ def train(args, ckpt=None):
     device, out = torch.device(args.device), Path(args.out)
     last = out / "ckpt.pt"
     if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; continue with --resume {last}, or choose another --out")
+        sys.exit(f"error: {last} exists; use another --out, or --resume {last} and more --epochs")
     if ckpt and ckpt["epoch"] >= args.epochs:
         sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
     use_graph = args.graph and device.type == "cuda"
@@ -393,7 +393,7 @@ def get_args(argv=None):
     # output and machine
     arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
     arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves, at most; 0: epochs/40")
+    arg("--save-every", type=int, default=0, help="save after so many epochs or a minute; 0: auto")
     arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
     arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")

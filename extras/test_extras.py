@@ -211,7 +211,7 @@ def test_launcher(digits, tmp_path):
     first, second = (subprocess.run(command, cwd=root, capture_output=True, text=True)
                      for _ in range(2))
     assert first.returncode == 0 and first.stdout.count("wrote") == 1, first.stderr
-    assert second.returncode and "ckpt.pt exists; continue with --resume" in second.stderr
+    assert second.returncode and "ckpt.pt exists; use another --out" in second.stderr
 
 
 def test_python_of_the_readme(digits, tmp_path, monkeypatch):
