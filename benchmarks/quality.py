@@ -577,7 +577,7 @@ def main(argv=None):
         if not args.json:
             scores = ""
             if "cFID" in result:
-                scores = (f"{result['cFID']:7.1f}{result['floor']:7.1f}{result['score']:7.2f}"
+                scores = (f" {result['cFID']:6.1f}{result['floor']:7.1f}{result['score']:7.2f}"
                           f"{min(result['shares']):8.1%}{max(result['shares']):11.1%}")
             near = f"{result['nearest']:.2f} ({result['nearest_held_back']:.2f})"
             print(f"{path:32} {result.get('epochs', ''):>6}{scores:40}{near:>21}\n  {text}",
