@@ -81,6 +81,7 @@ def main(argv=None):
             parser.error(f"cannot read {path}: {error!r}")
     if not panels:
         parser.error("there is nothing to draw in these files")
+    # A panel in which each run has a single point shows no curve.
     curves = {key: lines for key, lines in panels.items() if max(map(len, lines.values())) > 1}
     try:
         draw(curves or panels).savefig(args.out, dpi=110)

@@ -92,6 +92,17 @@ def test_plot(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 5_000
 
 
+def test_single_points(tmp_path, monkeypatch):
+    """A column with one value gets no panel, unless no column has more."""
+    figures, draw = [], plot.draw
+    monkeypatch.setattr(plot, "draw", lambda panels: figures.append(draw(panels)) or figures[-1])
+    for rows in ("1,5,0.5,\n2,10,0.4,0.3\n", "1,5,0.5,0.3\n"):
+        (tmp_path / "log.csv").write_text("epoch,step,W,W_val\n" + rows)
+        plot.main([str(tmp_path / "log.csv"), "--out", str(tmp_path / "x.png")])
+    assert [[axis.get_ylabel() for axis in figure.axes] for figure in figures] == [["W"],
+                                                                                   ["W", "W_val"]]
+
+
 def critic_step(x, eps, z):
     """The weights of a critic after one step of gradient descent, with given images and noise."""
     torch.manual_seed(0)
