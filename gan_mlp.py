@@ -1,8 +1,8 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
-A generator G turns random noise z into an image G(z), called a fake. A discriminator D estimates
-the probability D(x) that an image x is real. The two are trained against each other. E is the mean
-over the training images x, or over the noise z, whose numbers are standard normal, z ~ N(0, I):
+A generator G turns noise z, a vector of standard normal numbers, into an image G(z), called a fake.
+A discriminator D estimates the probability D(x) that an image x is real. The two are trained
+against each other, where E is the mean over the training images x or over the noise z:
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
@@ -14,19 +14,18 @@ fixed G, the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)), and then V = 2 
 against a good D, G moves p_g towards p_data. (The non-saturating loss has the same solution, but
 does not minimise the JSD.) For any D, V = -(loss_real + loss_fake) is at most V(D*, G), so the
 column `jsd`, log 2 - (loss_real + loss_fake) / 2, is at most the JSD. A weak D makes it too small,
-even negative. If D memorises the training images, it is too large, so look at the images as well.
+even negative. If D memorises the training images, jsd is too large, so look at the images too.
 
 Why non-saturating (section 3): let s be D's raw score of a fake, and p = sigmoid(s) = D(G(z)). The
 slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises every fake, and that is
-when G has the most to learn. The slope of log p is 1 - p, which is near 1 then.
+when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
-What differs from the paper: Adam without momentum instead of SGD with momentum, and a higher
-learning rate for G than for D; BatchNorm and GELU in G; LeakyReLU in D instead of maxout and
-dropout; and samples come from G_ema, an exponential moving average (EMA) of G's weights.
+What differs from the paper: Adam without momentum instead of SGD with momentum; a higher learning
+rate for G than for D; BatchNorm and GELU in G; in D, shifted inputs, LeakyReLU for maxout, and no
+dropout; samples come from G_ema, an exponential moving average of G's weights.
 
-In a healthy run D(x) and D(G(z)) stay close to 0.5 and the losses close to 0.693 (loss_G to -0.693
-with minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look
-alike.
+In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
+minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look alike.
 
     python gan_mlp.py                                   # MNIST, 10 epochs, into out/gan_mlp
     python gan_mlp.py --sample out/gan_mlp/ckpt.pt      # 64 new images: out/gan_mlp/sample.png
@@ -78,11 +77,12 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    There is no BatchNorm, so each score depends on one image only. train_discriminator needs this.
+    Each score depends on one image only. D learns faster if half of `mean` is subtracted from x.
     """
 
-    def __init__(self, shape=(1, 28, 28), width=96):
+    def __init__(self, shape=(1, 28, 28), width=96, mean=0.0):
         super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))    # of all pixels; --resume restores it
         self.trunk = nn.Sequential(
             nn.Flatten(),
             nn.Linear(math.prod(shape), 4 * width), nn.LeakyReLU(0.2),
@@ -91,7 +91,7 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(2 * width, 1)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
+        return self.score(self.trunk(x - self.mean / 2)).flatten().float()  # losses are float32
 
 
 # ---- losses ----
@@ -219,7 +219,8 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
 
     G = Generator(args.z_dim, shape, args.width).to(device)
-    D = Discriminator(shape, args.width).to(device)
+    mean = spread(images, 1000).float().mean().item() / 127.5 - 1   # of 1,000, to save memory
+    D = Discriminator(shape, args.width, mean).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
                         weight_decay=args.weight_decay, capturable=use_graph)

@@ -704,11 +704,14 @@ def test_order_and_arguments_of_steps(script, train, tmp_path, monkeypatch):
     assert {k: v for k, v in settings.items() if k not in ("amp", "E_i")} == SETTINGS[script]
 
 
-def test_networks_of_gan_mlp_and_dcgan():
+def test_networks_of_gan_mlp_and_dcgan(train, runs):
     """The first take vectors, too. The second keep section 3's rules, but for hidden layers."""
     G, D = gan_mlp.Generator(4, (3,), 4), gan_mlp.Discriminator((3,), 4)
     x = gan_mlp.sample(G, torch.randn(5, 4))
-    assert x.shape == (5, 3) and D(x).shape == (5,)
+    images, s = common.load_images(train.folder, train.folder / ".data")[0], D(x)
+    D.mean = load(runs[gan_mlp] / "ckpt.pt")["D"]["mean"]
+    assert D(x + (images.float().mean() / 127.5 - 1) / 2).allclose(s, atol=1e-6)
+    assert x.shape == (5, 3) and s.shape == (5,)
     assert [sum("Norm" in type(m).__name__ for m in net.modules()) for net in (G, D)] == [3, 0]
     G, D = dcgan.Generator().net, [*dcgan.Discriminator().trunk, dcgan.Discriminator().score]
     names = [" ".join(type(layer).__name__ for layer in layers) for layers in (G, D)]
@@ -997,8 +1000,7 @@ def test_classes_and_split_of_a_folder(tmp_path, capsys):
     ("LA", (0, 51), "x.png", [204]), ("RGBA", (*RGB, 255), "x.tga", RGB),
     ("RGB", RGB, "x.PNG", RGB), ("P", RGB, "x.png", RGB), ("P", RGB, "clear.png", [255] * 3),
     ("L", 77, "x.gif", [77] * 3), ("RGBA", (*RGB, 0), "x.webp", [255] * 3),
-    ("RGB", RGB, "clear.png", [255] * 3), ("CMYK", (55, 155, 205, 0), "x.tif", RGB),
-))
+    ("RGB", RGB, "clear.png", [255] * 3), ("CMYK", (55, 155, 205, 0), "x.tif", RGB)))
 def test_modes_of_images(tmp_path, mode, colour, name, expected):
     """Pixels that are transparent show white."""
     (tmp_path / "images").mkdir()
@@ -1020,8 +1022,7 @@ def test_modes_of_images(tmp_path, mode, colour, name, expected):
     ({"<f4": [-1, math.nan, math.inf, 1]}, [0, 128, 128, 255]), ({"<u2": [0, 0, 0]}, [0] * 3),
     ({"u1": [100, 255], "<u2": [100, 200]}, [100, 100, 200, 255]),
     ({"u1": [100], "<u2": [25700, 65000]}, [100, 100, 253]),
-    ({"u1": [100], "<f4": [0.5, 1]}, [100, 128, 255]),
-))
+    ({"u1": [100], "<f4": [0.5, 1]}, [100, 128, 255])))
 def test_pixels_of_16_and_32_bits(tmp_path, capsys, files, expected):
     """The largest value of the whole folder becomes white. Pixels of 8 bits stay as they are."""
     folder = tmp_path / "images"
