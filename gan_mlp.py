@@ -2,7 +2,7 @@
 
 A generator G turns noise z, a vector of standard normal numbers, into an image G(z), called a fake.
 A discriminator D estimates the probability D(x) that an image x is real. The two are trained
-against each other, where E is the mean over the training images x or over the noise z:
+against each other. E is the mean over the training images x or over the noise z:
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
@@ -21,8 +21,8 @@ slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises ever
 when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
 What differs from the paper: Adam without momentum instead of SGD with momentum; a higher learning
-rate for G than for D; BatchNorm and GELU in G; in D, shifted inputs, LeakyReLU for maxout, and no
-dropout; samples come from G_ema, an exponential moving average of G's weights.
+rate for G than for D; BatchNorm and GELU in G; in D, an offset of x, LeakyReLU for maxout, and no
+dropout; and samples come from G_ema, an exponential moving average of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
 minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look alike.
@@ -77,12 +77,12 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    Each score depends on one image only. D learns faster if half of `mean` is subtracted from x.
+    Each score depends on one image only. Pass the mean training pixel: D subtracts half of it.
     """
 
     def __init__(self, shape=(1, 28, 28), width=96, mean=0.0):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))    # of all pixels; --resume restores it
+        self.register_buffer("mean", torch.tensor(mean))    # one number; --resume restores it
         self.trunk = nn.Sequential(
             nn.Flatten(),
             nn.Linear(math.prod(shape), 4 * width), nn.LeakyReLU(0.2),
@@ -219,7 +219,7 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
 
     G = Generator(args.z_dim, shape, args.width).to(device)
-    mean = spread(images, 1000).float().mean().item() / 127.5 - 1   # of 1,000, to save memory
+    mean = spread(images, 1000).float().mean().item() / 127.5 - 1   # 1,000 images save memory
     D = Discriminator(shape, args.width, mean).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
