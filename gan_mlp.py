@@ -21,8 +21,8 @@ slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises ever
 when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
 What differs from the paper: Adam without momentum instead of SGD with momentum; a higher learning
-rate for G than for D; BatchNorm and GELU in G; in D, an offset of x, LeakyReLU for maxout, and no
-dropout; and samples come from G_ema, an exponential moving average of G's weights.
+rate for G than for D; BatchNorm and GELU in G; in D, shifted pixel values, LeakyReLU for maxout,
+and no dropout; and samples come from G_ema, an exponential moving average of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
 minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look alike.
@@ -77,7 +77,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s).
 
-    Each score depends on one image only. Pass the mean training pixel: D subtracts half of it.
+    D subtracts half of `mean`, the mean training pixel, to learn faster. No layer mixes images.
     """
 
     def __init__(self, shape=(1, 28, 28), width=96, mean=0.0):
@@ -91,7 +91,7 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(2 * width, 1)
 
     def forward(self, x):
-        return self.score(self.trunk(x - self.mean / 2)).flatten().float()  # losses are float32
+        return self.score(self.trunk(x - self.mean / 2)).flatten().float()  # float32 despite --amp
 
 
 # ---- losses ----
@@ -219,7 +219,7 @@ def train(args, ckpt=None):
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
 
     G = Generator(args.z_dim, shape, args.width).to(device)
-    mean = spread(images, 1000).float().mean().item() / 127.5 - 1   # 1,000 images save memory
+    mean = spread(images, 1000).float().mean().item() / 127.5 - 1   # 1,000 images are enough
     D = Discriminator(shape, args.width, mean).to(device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,

@@ -6,7 +6,7 @@ There is one process for each GPU, and each has its own networks, a share of the
 and its own noise. Before each step of an optimizer, the gradients are averaged over all processes,
 so the weights stay equal. --batch-size is that of one process: four processes with 64 images
 each make the steps of one process with 256, and an epoch has a quarter of the steps. What differs
-is BatchNorm, and the mean pixel of gan_mlp.py: both come from a process's own images.
+is BatchNorm and the mean pixel of gan_mlp.py: both come from a process's own images.
 
 Only the first process writes files and prints, so the log shows its own losses and its own images
 per second. Everything else is as without this launcher. --resume works with any number of
