@@ -1,26 +1,24 @@
 """Deep convolutional GAN (Radford, Metz and Chintala 2015, arXiv:1511.06434).
 
-The losses are those of gan_mlp.py. A generator G turns random noise z into an image G(z), called a
-fake. A discriminator D estimates the probability D(x) that an image x is real. E is the mean over
-the training images x, or over the noise z, whose numbers are standard normal, z ~ N(0, I):
+The game is that of gan_mlp.py. A generator G turns random noise z into an image G(z), called a
+fake. A discriminator D estimates the probability D(x) that an image x is real. E is a mean, over
+training images x in E log D(x) and over noise z ~ N(0, I) in the other terms:
 
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
 
-Only the networks are new. A fully connected layer has to learn every stroke again at every
-position. A convolution applies the same small kernel at every position, so it learns a stroke once.
-Convolutional GANs were hard to train until the authors found five rules by trial and error:
+Only the networks are new. A convolution applies one small kernel everywhere, so it learns a stroke
+once, not anew at each position. By trial and error, the authors found five rules for good results:
 
-    1. No pooling: strided convolutions shrink D's feature maps, transposed ones enlarge G's.
+    1. No pooling: strided convolutions shrink D's maps. Their reverse, transposed, enlarge G's.
     2. BatchNorm in both networks, except after G's last layer and D's first.
     3. No hidden fully connected layers. (We break this rule; see below.)
     4. ReLU in G, with tanh at the end.
-    5. LeakyReLU in D, which lets gradients reach G through units with a negative input as well.
+    5. LeakyReLU in D. It has a slope for negative inputs too, so gradients always reach G.
 
-What differs from the paper: G and D each have a hidden fully connected layer, because units that
-belong to the whole image help a lot here; G has a higher learning rate than D; kernels, networks
-and batches are smaller; the noise is normal, not uniform; and samples come from G_ema, a moving
-average of G.
+What differs from the paper: G and D each have a hidden fully connected layer, whose units see the
+whole image, which helps a lot here; G has a higher learning rate; kernels, networks and batches are
+smaller; z is normal, not uniform; samples come from G_ema, an averaged G. Momentum is the paper's.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
@@ -33,13 +31,11 @@ the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes 
 import argparse
 import copy
 import csv
-import io
 import math
+import shutil
 import sys
 import time
 from collections import defaultdict
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,6 +43,38 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 SCRIPT = "dcgan"
+
+
+def get_args(argv=None, **defaults):
+    """Return the settings of the command line argv. `defaults` replace those below."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arg = parser.add_argument
+    arg("--data", help="mnist, fashion-mnist, cifar10, digits or a folder; None: mnist if possible")
+    arg("--data-dir", default="data", help="where downloads are kept")
+    arg("--classes", nargs="+", help="train on these classes only, by name or number")
+    arg("--image-size", type=int, default=0, help="side in pixels; 0: the data's, 64 for folders")
+    arg("--epochs", type=int, default=0, help="passes over the data; 0: about 9,400 steps of D")
+    arg("--batch-size", type=int, default=64, help="real images in each step")
+    arg("--lr", type=float, default=1e-3, help="learning rate of G")
+    arg("--lr-d", type=float, default=2e-4, help="learning rate of D")
+    arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient (momentum)")
+    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
+    arg("--upsample", action="store_true", help="enlarge maps by upsampling and convolution")
+    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
+    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
+    arg("--log-every", type=int, default=200, help="steps between lines of the log")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
+    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
+    arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
+    arg("--num", type=int, default=64, help="how many images --sample draws")
+    arg("--walk", action="store_true", help="with --sample: each row goes from one z to another")
+    parser.set_defaults(**defaults)
+    return parser.parse_args(argv)
 
 
 # ---- networks ----
@@ -73,7 +101,7 @@ class Generator(nn.Module):
     avoids the checkerboard patterns of transposed convolutions.
     """
 
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
+    def __init__(self, z_dim, shape, width, upsample):
         super().__init__()
         self.z_dim = z_dim
         sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
@@ -82,9 +110,10 @@ class Generator(nn.Module):
         layers = [nn.Linear(z_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
                   nn.Linear(hidden, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
+        # Each pass normalises the maps, then enlarges them, so no BatchNorm follows the last layer.
+        # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
         for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
-            # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
-            n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
+            n_in, n_out, kernel = channels[i + 1], channels[i], 3 if sizes[i] % 2 else 4
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
             if upsample:
                 layers += [nn.Upsample(size=sizes[i]), nn.Conv2d(n_in, n_out, 3, padding=1)]
@@ -97,85 +126,71 @@ class Generator(nn.Module):
         return self.net(z)
 
 
-class MLPGenerator(nn.Sequential):
-    """A G of four hidden fully connected layers without BatchNorm (--mlp), as a test."""
-
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
-        n = 32 * width
-        super().__init__(
-            nn.Linear(z_dim, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
-            nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
-            nn.Linear(n, math.prod(shape)), nn.Unflatten(1, tuple(shape)), nn.Tanh())
-        self.z_dim = z_dim
-
-
 class Discriminator(nn.Module):
     """Turns images (B, C, H, H) into raw scores s (B,). The D(x) of the formulas is sigmoid(s)."""
 
-    def __init__(self, shape=(1, 28, 28), width=16):
+    def __init__(self, shape, width):
         super().__init__()
         sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers, hidden = [], 32 * width
         for i in range(len(sizes) - 1):
-            n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
+            n_in, n_out, kernel = channels[i], channels[i + 1], 3 if sizes[i] % 2 else 4
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
-            if i > 0:                   # no BatchNorm after the first layer
+            if i > 0:                                   # no BatchNorm after the first layer
                 layers.append(nn.BatchNorm2d(n_out))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        layers.append(nn.BatchNorm1d(hidden))
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
-        self.score = nn.Linear(hidden, 1)
+        layers += [nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)]
+        self.net = nn.Sequential(*layers, nn.Flatten(0))
         self.apply(init_weights)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
+        return self.net(x)
 
 
 # ---- losses ----
 # F.logsigmoid(s) is log D(x), and F.logsigmoid(-s) is log(1 - D(x)). Both are finite for every s.
 
 def discriminator_loss(s_real, s_fake):
-    """Return -E log D(x) and -E log(1 - D(G(z))), from the scores (B,) of real data and fakes."""
+    """Return the means of -log D(x) and -log(1 - D(G(z))), from the scores (B,) of x and G(z)."""
     return -F.logsigmoid(s_real).mean(), -F.logsigmoid(-s_fake).mean()
 
 
 def generator_loss(s_fake):
-    """Return -E log D(G(z)), the non-saturating loss, from the scores (B,) of fakes."""
+    """Return the mean of -log D(G(z)), the non-saturating loss, from the scores (B,) of G(z)."""
     return -F.logsigmoid(s_fake).mean()
 
 
-# ---- one step of D and of G; the train functions return what the log shows ----
+# ---- one step of each player; what these functions return is shown in the log ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
-def train_discriminator(G, D, opt, real, amp=nullcontext()):
+def train_discriminator(G, D, opt, real):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with amp:                           # torch.autocast with --amp, or else nothing
-        with torch.no_grad():           # D's step needs no gradient of G's weights
-            fake = G(noise(G, len(real)))
-        s_real, s_fake = D(real), D(fake)   # in one call, BatchNorm would mix real and fake
+    with torch.no_grad():               # D's step needs no gradients of G's weights
+        fake = G(noise(G, len(real)))
+    # Two calls: in G's step, D's BatchNorm sees a batch of fakes only, so it must see one here too.
+    s_real, s_fake = D(real), D(fake)
     loss_real, loss_fake = discriminator_loss(s_real, s_fake)
-    D.zero_grad()
+    opt.zero_grad()
     (loss_real + loss_fake).backward()
     opt.step()
-    return {"loss_real": loss_real.detach(), "loss_fake": loss_fake.detach(),
-            "D(x)": s_real.detach().sigmoid().mean(), "D(G(z))": s_fake.detach().sigmoid().mean()}
+    return {"loss_real": loss_real, "loss_fake": loss_fake, "D(x)": s_real.sigmoid().mean(),
+            "D(G(z))": s_fake.sigmoid().mean()}
 
 
-def train_generator(G, D, opt, n, amp=nullcontext()):
+def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
-    with amp:
-        s_fake = D(G(noise(G, n)))
-    loss_G = generator_loss(s_fake)
-    G.zero_grad()
-    loss_G.backward(inputs=list(G.parameters()))    # the gradients of G's weights only
+    fake = G(noise(G, n))
+    loss_G = generator_loss(D(fake))
+    opt.zero_grad()         # and then, gradients for the weights that opt trains, not for D's
+    loss_G.backward(inputs=[w for w in opt.param_groups[0]["params"] if w.requires_grad])
     opt.step()
-    return {"loss_G": loss_G.detach()}
+    return {"loss_G": loss_G}
 
 
 @torch.no_grad()
@@ -184,7 +199,7 @@ def update_ema(G_ema, G, decay, t):
 
     The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
-    decay = min(decay, (1 + t) / (5 + t))
+    decay = min(decay, (1 + t) / (5 + t))       # 0.33 after the first step, 0.96 after 100
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
         if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
@@ -193,258 +208,133 @@ def update_ema(G_ema, G, decay, t):
 @torch.no_grad()
 def sample(G, z):
     """Return G(z), where BatchNorm uses its running statistics, so no image affects another."""
-    G.eval()
-    images = G(z)
-    G.train()
+    mode = G.training
+    images = G.eval()(z)
+    G.train(mode)
     return images
 
 
-def walks(n, z_dim, generator, steps=8):
-    """Return n noise vectors (n, z_dim). Every `steps` of them run from one random z to another."""
-    a, b = torch.randn(2, math.ceil(n / steps), 1, z_dim, generator=generator)
-    t = torch.linspace(0, math.pi / 2, steps)[:, None]
+def walks(G, n):
+    """Return n noise vectors (n, z_dim). Every 8, a row of a grid, go from one z to another."""
+    a, b = noise(G, 2 * math.ceil(n / 8)).view(2, -1, 1, G.z_dim)   # two z for each row
+    t = torch.linspace(0, math.pi / 2, 8, device=a.device)[:, None]
     # Each point of this arc is like a draw from N(0, I). On a line, (a + b) / 2 would be too short.
     return (t.cos() * a + t.sin() * b).flatten(0, 1)[:n]
 
 
 # ---- training ----
 
-class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
-
-    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
-    """
-
-    def __init__(self, update):
-        self.update, self.calls = update, 0
-
-    def __call__(self, *tensors):
-        self.calls += 1
-        if self.calls <= 3:
-            return self.update(*tensors)
-        if self.calls == 4:
-            self.inputs = [x.clone() for x in tensors]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):      # records, but runs nothing yet
-                self.stats = self.update(*self.inputs)
-        for old, new in zip(self.inputs, tensors):
-            old.copy_(new)
-        self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
-
-
 def train(args, ckpt=None):
-    # Imported here, so that the networks and losses above can be imported without common.py.
+    # Imported here, so that the functions above can be used without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
-    device, out = torch.device(args.device), Path(args.out)
-    last = out / "ckpt.pt"
-    if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use another --out, or --resume {last} and more --epochs")
-    if ckpt and ckpt["epoch"] >= args.epochs:
-        sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
-    use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the warm-up calls must not run on the default stream
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+    out = Path(args.out or (Path(args.resume).parent if ckpt else f"out/{SCRIPT}"))
+    latest = out / "ckpt.pt"
+    continues = bool(ckpt) and Path(args.resume).resolve() == latest.resolve()
+    if (out / "samples").exists() and not continues:
+        sys.exit(f"error: {out} holds a run: use a new --out, delete it, or --resume {latest}")
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # kept for --resume
-    images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
-                                   channels=args.channels, classes=args.classes, device=device)
-    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
-    args.channels, args.image_size = shape[0], shape[-1]
+    images, labels, names = load_images(args.data, args.data_dir, classes=args.classes,
+                                        image_size=args.image_size)
+    images, labels = images.to(args.device), labels.to(args.device)     # all images, as uint8
+    shape = tuple(images.shape[1:])
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
+    args.epochs = args.epochs or max(1, round(9_400 / n_batches))
+    args.save_every = args.save_every or max(1, args.epochs // 40)
+    print(f"{len(images)} images {shape}, {args.epochs} epochs of {n_batches} steps, {args.device}")
 
-    G = build_generator(args, shape).to(device)
-    D = Discriminator(shape, args.width).to(device)
+    G = Generator(args.z_dim, shape, args.width, args.upsample).to(args.device)
+    D = Discriminator(shape, args.width).to(args.device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    optimizer = partial(torch.optim.Adam, betas=(args.beta1, args.beta2), fused=True,
-                        capturable=use_graph)
-    opt_G = optimizer(G.parameters(), lr=args.lr)
-    opt_D = optimizer(D.parameters(), lr=args.lr_d)
-    parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    settings = {"betas": (args.beta1, args.beta2), "fused": True}   # fused is fastest
+    opt_G = torch.optim.Adam(G.parameters(), args.lr, **settings)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, **settings)
+    state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
-        for name, part in parts.items():
-            if name.startswith("opt"):      # the settings of the optimizers come from the flags
-                ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
+        for name, part in state.items():
             part.load_state_dict(ckpt[name])
-        z = ckpt["z"].to(device)
-        first_epoch, step, rows = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"]
-        torch.set_rng_state(ckpt["rng"])
-        if device.type == "cuda" and ckpt["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(ckpt["rng_cuda"], device)
+        first_epoch, step, rows, z = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"], ckpt["z"]
+        z = z.to(args.device)
+        if first_epoch > args.epochs:
+            sys.exit(f"error: {args.epochs} epochs are done; raise --epochs to continue")
 
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
-    writer = None
-    if args.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-    amp = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
-    update_D = partial(train_discriminator, G, D, opt_D, amp=amp)
-    update_G = partial(train_generator, G, D, opt_G, min(args.batch_size, len(images)), amp=amp)
-    if use_graph:
-        update_D, update_G = GraphedUpdate(update_D), GraphedUpdate(update_G)
-
-    print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
-    save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # maps a name to its values since the last line of the log
-    last_log = last_save = time.time()
+    since_log = defaultdict(list)       # maps a column of the log to its values since the last line
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
     for epoch in range(first_epoch, args.epochs + 1):
-        for i, real in enumerate(batches(images, args.batch_size), 1):
+        torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
+        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
+            opt.param_groups[0].update(lr=lr, **settings)
+        save = epoch % args.save_every == 0 or epoch == args.epochs
+        for i, (real, _) in enumerate(batches(images, labels, args.batch_size), 1):
             step += 1
-            stats = update_D(real) | update_G()
+            stats = train_discriminator(G, D, opt_D, real)
+            stats |= train_generator(G, D, opt_G, len(real))
             update_ema(G_ema, G, args.ema, step)
             for name, value in stats.items():
-                history[name].append(value)
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
 
-            if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
-                means = {name: torch.stack(v).mean().item() for name, v in history.items()}
-                speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
-                minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
-                text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-                print(f"epoch {epoch}/{args.epochs} step {step} {text} {speed:.0f} images/s, "
-                      f"{minutes:.1f} min left", flush=True)
-                weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
-                if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-                rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
-                if writer:
-                    for name, value in means.items():
-                        writer.add_scalar(name, value, step)
-                history.clear()
-                last_log = time.time()
+            if step % args.log_every == 0 or save and i == n_batches:
+                # Only here does the CPU wait for the GPU, as .item() needs the values.
+                means = {name: torch.stack(v).mean().item() for name, v in since_log.items()}
+                since_log.clear()
+                minutes = (time.perf_counter() - start) / 60
+                rows.append({"epoch": epoch, "step": step, "minutes": minutes, **means})
+                print(f"epoch {epoch}/{args.epochs} step {step} {minutes:.1f} min "
+                      + " ".join(f"{name} {x:.4g}" for name, x in means.items()), flush=True)
 
-        if epoch % save_every == 0 or epoch == args.epochs or time.time() - last_save > 60:
-            grid = sample(G_ema, z)
-            save_grid(grid, out / f"samples/{epoch:04}.png")
-            if writer:
-                writer.add_images("samples", grid / 2 + 0.5, step)
+        if save:
+            weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
+            if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
+                sys.exit("error: a loss or a weight is not finite; try lower learning rates")
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # fails if another run has
+            continues = True
+            not_kept = "out", "device", "resume", "sample"      # these apply to one command
+            with open(out / "ckpt.tmp", "wb") as file:      # given a path, it hides a full disk
+                torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
+                            "script": SCRIPT, "shape": shape, "classes": names,
+                            "epoch": epoch, "step": step, "rows": rows, "z": z,
+                            **{name: part.state_dict() for name, part in state.items()}}, file)
+            (out / "ckpt.tmp").replace(latest)      # so ckpt.pt is never half-written
+            if args.keep:
+                shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
+            save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
+            save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()
+                table.writeheader()     # a row may lack columns, for instance loss_G
                 table.writerows(rows)
-            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
-            torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names,
-                "epoch": epoch, "step": step, "rows": rows, "z": z, "rng": torch.get_rng_state(),
-                **{name: part.state_dict() for name, part in parts.items()},
-                "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            }, buffer)
-            (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
-            if args.keep:
-                (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
-            last_log = last_save = time.time()
-    grids = sorted(out.glob("samples/[0-9]*.png"), key=lambda path: int(path.stem))
-    save_gif(grids, out / "samples.gif")
-    print(f'wrote {out}; for more images: python {SCRIPT}.py --sample "{last}"')
-
-
-def build_generator(args, shape):
-    if args.mlp:
-        return MLPGenerator(args.z_dim, shape, args.width)
-    return Generator(args.z_dim, shape, args.width, args.upsample)
+    save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
+    print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")
 
 
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs."""
     from common import save_images
-    G = build_generator(args, ckpt["shape"])
+    G = Generator(args.z_dim, ckpt["shape"], args.width, args.upsample)
     G.load_state_dict(ckpt["G_ema"])
+    torch.manual_seed(args.seed)    # with G on the CPU, a seed gives the same noise on every device
+    z = walks(G, args.num) if args.walk else noise(G, args.num)
     G.to(args.device)
-    # The noise is drawn on the CPU, so that a seed gives the same noise on every device.
-    draw = walks if args.walk else torch.randn
-    z = draw(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
-    save_images(images, args.out)
-
-
-# ---- command line ----
-
-def get_args(argv=None):
-    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
-    parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
-    # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
-    arg("--data-dir", default="data", help="where downloads and caches are kept")
-    arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
-    # training
-    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
-    arg("--batch-size", type=int, default=64, help="real images in each step")
-    arg("--lr", type=float, default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=float, default=2e-4, help="learning rate of D")
-    arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient")
-    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
-    arg("--upsample", action=switch, default=False, help="no transposed convolutions in G")
-    arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
-    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
-    arg("--seed", type=int, default=0, help="seed of the random numbers")
-    # output and machine
-    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
-    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves, or a minute; 0: epochs/40")
-    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
-    arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
-    either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
-    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
-    arg("--num", type=int, default=64, help="how many images --sample generates")
-    arg("--walk", action=switch, default=False, help="with --sample: rows go from one z to another")
-
-    args, ckpt = parser.parse_args(argv), None
-    path = args.resume or args.sample
-    if path:
-        try:
-            ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # it is missing, damaged, or a pickle that could run code
-            parser.error(f"cannot load {path}: {str(error).split('. ')[0] or 'it is empty'}")
-        if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
-            parser.error(f"{path} was not saved by {SCRIPT}.py")
-        this_run = ("out", "device", "resume", "sample", "num", "walk")
-        parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags determine the layers of G and D.
-        for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
-            if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
-    if min(args.epochs, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be above 1; epochs, num, z-dim and width above 0")
-    if not min(args.lr, args.lr_d) > 0 or not max(args.beta1, args.beta2, args.ema) < 1:
-        parser.error("learning rates must be above 0; betas and --ema below 1")
-    if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):
-        parser.error("flags that are numbers must not be negative or nan")
-    folder = Path(path).parent if path else Path("out", SCRIPT)
-    args.out = args.out or str(folder / "sample.png" if args.sample else folder)
-    return args, ckpt
+    save_images(images, args.out or Path(args.sample).with_name("sample.png"))
 
 
 def main(argv=None):
-    args, ckpt = get_args(argv)
-    try:
-        if args.sample:
-            sample_checkpoint(args, ckpt)
-        else:
-            train(args, ckpt)
-    except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
+    args, ckpt = get_args(argv), None
+    path = args.sample or args.resume
+    if path:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        if ckpt.get("script") != SCRIPT:
+            sys.exit(f"error: {path} was not saved by {SCRIPT}.py")
+        args = get_args(argv, **ckpt["args"])   # again, with the run's settings as defaults
+    sample_checkpoint(args, ckpt) if args.sample else train(args, ckpt)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if there is one")

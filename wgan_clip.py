@@ -1,38 +1,40 @@
 """Wasserstein GAN with weight clipping (Arjovsky et al. 2017, arXiv:1701.07875, Algorithm 1).
 
 A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
-score D(x), which can be any number. E is the mean over the training images x, or over z ~ N(0, I):
+score D(x), which can be any number. E is a mean, over training images x in E D(x) and over noise
+z ~ N(0, I) in E D(G(z)):
 
     D maximises  W = E D(x) - E D(G(z)),  with each weight kept between -c and c, where c = 0.01
     G maximises  E D(G(z)),  with one step of G after every n_critic = 5 steps of D
 
 The idea: real images and fakes are like two piles of earth in the space of all images. A transport
-plan says how much earth goes from where to where. Its cost is the amount times the distance. The
-cost of the cheapest plan is the earth mover's (or Wasserstein) distance between the two. It shrinks
-steadily as they get closer. The Jensen-Shannon divergence (see gan_mlp.py) does not: it is log 2
-for all piles that do not overlap, however near they are, so it cannot guide G (Example 1).
+plan says how much earth goes from where to where. Its cost is the sum of amount times distance over
+all moves. The cost of the cheapest plan is the earth mover's (or Wasserstein) distance between the
+piles. It shrinks steadily as they get closer. The Jensen-Shannon divergence (see gan_mlp.py) does
+not: it is log 2 for all piles that do not overlap, however near, so it cannot guide G (Example 1).
 
-Trying all transport plans between sets of images would take far too long. But by a theorem
-(Kantorovich-Rubinstein duality) the distance equals
+Trying all transport plans between sets of images would take far too long. But by a theorem, the
+Kantorovich-Rubinstein duality, the distance equals
 
     the maximum of  E f(x) - E f(G(z))  over all functions f whose slope is at most 1 everywhere.
 
 So D plays the role of f. Clipping its weights keeps D's slope below an unknown constant K, so W is
-at most K times the distance. K depends on c and on D's layers: compare only runs that share them.
+at most K times the distance. K depends on c and D's layers: compare W only between equal ones.
 The better D is, the better its gradient tells G where to go. So D takes more steps than G.
 
-Why clipping is a stopgap: a large c makes D slow to train (section 3), a small c makes gradients
-vanish from layer to layer, and weights held at -c or c leave D only simple functions. The log has
-their share as at_clip. wgan_gp.py limits the slope of D itself instead.
+Why clipping is a stopgap: with a large c, D learns slowly (section 3). With a small c, gradients
+vanish from layer to layer. And many weights move to -c or c, which leaves D only simple functions.
+The column at_clip shows how many. wgan_gp.py limits the slope of D itself instead.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
-(W then stayed near 1e-13); D has a hidden fully connected layer (in G, one made samples alike); G
-has a higher learning rate than D; batches and networks are smaller; samples come from G_ema, a
-moving average of G. RMSprop is the paper's: with momentum, training was at times unstable.
+(W then stayed near 1e-13); D has a hidden fully connected layer (the same layer in G made all
+samples look alike); G has a higher learning rate than D; batches and networks are smaller; samples
+come from G_ema, an averaged G. RMSprop is as in the paper, which found momentum unstable at times.
 
-In a healthy run W rises while D learns and then falls as the fakes improve. W_val is W on images
-that D was not trained on; if it is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing
-alone: a constant added to all scores changes no gradient.
+In a healthy run W rises while D learns and then falls as the fakes improve. W_val, measured at each
+save, is W for held-out images: W minus the gap between D's mean scores for training images and for
+held-out ones. If it is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone: a
+constant added to all scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png
@@ -42,19 +44,49 @@ alone: a constant added to all scores changes no gradient.
 import argparse
 import copy
 import csv
-import io
 import math
+import shutil
 import sys
 import time
 from collections import defaultdict
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 SCRIPT = "wgan_clip"
+
+
+def get_args(argv=None, **defaults):
+    """Return the settings of the command line argv. `defaults` replace those below."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arg = parser.add_argument
+    arg("--data", help="mnist, fashion-mnist, cifar10, digits or a folder; None: mnist if possible")
+    arg("--data-dir", default="data", help="where downloads are kept")
+    arg("--classes", nargs="+", help="train on these classes only, by name or number")
+    arg("--image-size", type=int, default=0, help="side in pixels; 0: the data's, 64 for folders")
+    arg("--epochs", type=int, default=0, help="passes over the data; 0: about 18,000 steps of D")
+    arg("--batch-size", type=int, default=32, help="real images in each step")
+    arg("--lr", type=float, default=1e-3, help="learning rate of G")
+    arg("--lr-d", type=float, default=5e-5, help="learning rate of D")
+    arg("--alpha", type=float, default=0.99, help="RMSprop's decay of the average square")
+    arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
+    arg("--clip", type=float, default=0.01, help="c: D's weights are kept from -c to c")
+    arg("--upsample", action="store_true", help="enlarge maps by upsampling and convolution")
+    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
+    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
+    arg("--seed", type=int, default=0, help="seed of the random numbers")
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
+    arg("--log-every", type=int, default=200, help="steps between lines of the log")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
+    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
+    arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
+    arg("--num", type=int, default=64, help="how many images --sample draws")
+    parser.set_defaults(**defaults)
+    return parser.parse_args(argv)
 
 
 # ---- networks ----
@@ -81,16 +113,17 @@ class Generator(nn.Module):
     avoids the checkerboard patterns of transposed convolutions.
     """
 
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16, upsample=False):
+    def __init__(self, z_dim, shape, width, upsample):
         super().__init__()
         self.z_dim = z_dim
         sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers = [nn.Linear(z_dim, channels[-1] * sizes[-1]**2),
                   nn.Unflatten(1, (channels[-1], sizes[-1], sizes[-1]))]
+        # Each pass normalises the maps, then enlarges them, so no BatchNorm follows the last layer.
+        # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
         for i in reversed(range(len(sizes) - 1)):       # 4 -> 7 -> 14 -> 28
-            # ConvTranspose2d turns a side n into 2n with kernel 4, and into 2n - 1 with kernel 3.
-            n_in, n_out, kernel = channels[i + 1], channels[i], 4 - sizes[i] % 2
+            n_in, n_out, kernel = channels[i + 1], channels[i], 3 if sizes[i] % 2 else 4
             layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
             if upsample:
                 layers += [nn.Upsample(size=sizes[i]), nn.Conv2d(n_in, n_out, 3, padding=1)]
@@ -103,48 +136,36 @@ class Generator(nn.Module):
         return self.net(z)
 
 
-class MLPGenerator(nn.Sequential):
-    """A G of four hidden fully connected layers without BatchNorm (--mlp), as a test."""
-
-    def __init__(self, z_dim=100, shape=(1, 28, 28), width=16):
-        n = 32 * width
-        super().__init__(
-            nn.Linear(z_dim, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
-            nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
-            nn.Linear(n, math.prod(shape)), nn.Unflatten(1, tuple(shape)), nn.Tanh())
-        self.z_dim = z_dim
-
-
 class Critic(nn.Module):
     """Turns images (B, C, H, H) into scores (B,), without a sigmoid or tanh at the end."""
 
-    def __init__(self, shape=(1, 28, 28), width=16):
+    def __init__(self, shape, width):
         super().__init__()
         sizes = map_sizes(shape[-1], 4)                                         # 28, 14, 7, 4
         channels = [shape[0], *(width * 2**i for i in range(len(sizes) - 1))]   # 1, 16, 32, 64
         layers, hidden = [], 32 * width
         for i in range(len(sizes) - 1):
-            n_in, n_out, kernel = channels[i], channels[i + 1], 4 - sizes[i] % 2
+            n_in, n_out, kernel = channels[i], channels[i + 1], 3 if sizes[i] % 2 else 4
             layers.append(nn.Conv2d(n_in, n_out, kernel, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.Flatten(), nn.Linear(channels[-1] * sizes[-1]**2, hidden)]
-        self.trunk = nn.Sequential(*layers, nn.LeakyReLU(0.2))  # each unit sees the whole image
-        self.score = nn.Linear(hidden, 1)
+        layers += [nn.LeakyReLU(0.2), nn.Linear(hidden, 1)]
+        self.net = nn.Sequential(*layers, nn.Flatten(0))
         self.apply(init_weights)
 
     def forward(self, x):
-        return self.score(self.trunk(x)).flatten().float()  # losses are float32, even with --amp
+        return self.net(x)
 
 
 # ---- losses ----
 
 def critic_loss(s_real, s_fake):
-    """Return -W = E D(G(z)) - E D(x), from the scores (B,) of real images and fakes."""
+    """Return -W, the mean of D(G(z)) less that of D(x), from the scores (B,) of x and G(z)."""
     return s_fake.mean() - s_real.mean()
 
 
 def generator_loss(s_fake):
-    """Return -E D(G(z)), from the scores (B,) of fakes."""
+    """Return the mean of -D(G(z)), from the scores (B,) of G(z)."""
     return -s_fake.mean()
 
 
@@ -155,38 +176,35 @@ def clip_weights(D, clip):
         w.clamp_(-clip, clip)
 
 
-# ---- one step of D and of G; the train functions return what the log shows ----
+# ---- one step of each player; what these functions return is shown in the log ----
 
 def noise(G, n):
     """Return n noise vectors z ~ N(0, I) as a tensor (n, z_dim) on G's device."""
     return torch.randn(n, G.z_dim, device=next(G.parameters()).device)
 
 
-def train_critic(G, D, opt, real, clip=0.01, amp=nullcontext()):
+def train_critic(G, D, opt, real, clip):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with amp:                           # torch.autocast with --amp, or else nothing
-        with torch.no_grad():           # D's step needs no gradient of G's weights
-            fake = G(noise(G, len(real)))
-        # One call is faster than two and gives the same scores: no layer of D mixes images.
-        s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
+    with torch.no_grad():               # D's step needs no gradients of G's weights
+        fake = G(noise(G, len(real)))
+    # One call is faster than two and gives the same scores: no layer of D mixes images.
+    s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
     loss_D = critic_loss(s_real, s_fake)
-    D.zero_grad()
+    opt.zero_grad()
     loss_D.backward()
     opt.step()
     clip_weights(D, clip)
-    return {"W": -loss_D.detach(), "D(x)": s_real.detach().mean(),
-            "D(G(z))": s_fake.detach().mean()}
+    return {"W": -loss_D, "D(x)": s_real.mean(), "D(G(z))": s_fake.mean()}
 
 
-def train_generator(G, D, opt, n, amp=nullcontext()):
+def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
-    with amp:
-        s_fake = D(G(noise(G, n)))
-    loss_G = generator_loss(s_fake)
-    G.zero_grad()
-    loss_G.backward(inputs=list(G.parameters()))    # the gradients of G's weights only
+    fake = G(noise(G, n))
+    loss_G = generator_loss(D(fake))
+    opt.zero_grad()         # and then, gradients for the weights that opt trains, not for D's
+    loss_G.backward(inputs=[w for w in opt.param_groups[0]["params"] if w.requires_grad])
     opt.step()
-    return {"loss_G": loss_G.detach()}
+    return {"loss_G": loss_G}
 
 
 @torch.no_grad()
@@ -195,7 +213,7 @@ def update_ema(G_ema, G, decay, t):
 
     The decay starts small. Otherwise the random initial weights would linger in G_ema too long.
     """
-    decay = min(decay, (1 + t) / (5 + t))
+    decay = min(decay, (1 + t) / (5 + t))       # 0.33 after the first step, 0.96 after 100
     for average, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
         if value.is_floating_point():   # not the integer num_batches_tracked
             average.lerp_(value, 1 - decay)
@@ -204,260 +222,134 @@ def update_ema(G_ema, G, decay, t):
 @torch.no_grad()
 def sample(G, z):
     """Return G(z), where BatchNorm uses its running statistics, so no image affects another."""
-    G.eval()
-    images = G(z)
-    G.train()
+    mode = G.training
+    images = G.eval()(z)
+    G.train(mode)
     return images
 
 
 # ---- training ----
 
-class GraphedUpdate:
-    """Run `update`, a function of tensors, as a CUDA graph (--graph): one launch for all kernels.
-
-    Calls 1 to 3 warm up. Call 4 records the GPU's work. From then on, every call replays the record
-    on new data and noise. Python's part is skipped: a print or a new learning rate has no effect.
-    """
-
-    def __init__(self, update):
-        self.update, self.calls = update, 0
-
-    def __call__(self, *tensors):
-        self.calls += 1
-        if self.calls <= 3:
-            return self.update(*tensors)
-        if self.calls == 4:
-            self.inputs = [x.clone() for x in tensors]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):      # records, but runs nothing yet
-                self.stats = self.update(*self.inputs)
-        for old, new in zip(self.inputs, tensors):
-            old.copy_(new)
-        self.graph.replay()
-        return {name: value.clone() for name, value in self.stats.items()}  # replays overwrite them
-
-
 def train(args, ckpt=None):
-    # Imported here, so that the networks and losses above can be imported without common.py.
+    # Imported here, so that the functions above can be used without common.py.
     from common import batches, default_data, load_images, save_gif, save_grid, spread
-    device, out = torch.device(args.device), Path(args.out)
-    last = out / "ckpt.pt"
-    if last.exists() and not (ckpt and last.samefile(args.resume)):
-        sys.exit(f"error: {last} exists; use another --out, or --resume {last} and more --epochs")
-    if ckpt and ckpt["epoch"] >= args.epochs:
-        sys.exit(f"error: {ckpt['epoch']} epochs are done; raise --epochs to continue")
-    use_graph = args.graph and device.type == "cuda"
-    if use_graph:       # the warm-up calls must not run on the default stream
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+    out = Path(args.out or (Path(args.resume).parent if ckpt else f"out/{SCRIPT}"))
+    latest = out / "ckpt.pt"
+    continues = bool(ckpt) and Path(args.resume).resolve() == latest.resolve()
+    if (out / "samples").exists() and not continues:
+        sys.exit(f"error: {out} holds a run: use a new --out, delete it, or --resume {latest}")
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # kept for --resume
-    images, _, names = load_images(args.data, args.data_dir, image_size=args.image_size,
-                                   channels=args.channels, classes=args.classes, device=device)
-    shape = tuple(images.shape[1:])     # images are uint8 (N, C, H, W); batches are in [-1, 1]
-    args.channels, args.image_size = shape[0], shape[-1]
+    images, labels, names = load_images(args.data, args.data_dir, classes=args.classes,
+                                        image_size=args.image_size)
+    held_out, *_ = load_images(args.data, args.data_dir, classes=args.classes,
+                               image_size=args.image_size, train=False)
+    seen, held_out = (spread(x, 1000).to(args.device) / 127.5 - 1 for x in (images, held_out))
+    images, labels = images.to(args.device), labels.to(args.device)     # all images, as uint8
+    shape = tuple(images.shape[1:])
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
-    held_out, *_ = load_images(args.data, args.data_dir, train=False, classes=args.classes,
-                               device=device, image_size=shape[-1], channels=shape[0])
-    seen, held_out = (spread(x, 1000) / 127.5 - 1 for x in (images, held_out))  # used by W_val only
+    args.epochs = args.epochs or max(1, round(18_000 / n_batches))
+    args.save_every = args.save_every or max(1, args.epochs // 40)
+    print(f"{len(images)} images {shape}, {args.epochs} epochs of {n_batches} steps, {args.device}")
 
-    G = build_generator(args, shape).to(device)
-    D = Critic(shape, args.width).to(device)
+    G = Generator(args.z_dim, shape, args.width, args.upsample).to(args.device)
+    D = Critic(shape, args.width).to(args.device)
     G_ema = copy.deepcopy(G).requires_grad_(False)
-    optimizer = partial(torch.optim.RMSprop, alpha=args.beta2, foreach=True,
-                        capturable=use_graph)
-    opt_G = optimizer(G.parameters(), lr=args.lr)
-    opt_D = optimizer(D.parameters(), lr=args.lr_d)
-    parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    settings = {"alpha": args.alpha, "foreach": True}   # RMSprop has no fused version
+    opt_G = torch.optim.RMSprop(G.parameters(), args.lr, **settings)
+    opt_D = torch.optim.RMSprop(D.parameters(), args.lr_d, **settings)
+    state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
     z = noise(G, 64)            # the same noise for every grid, so that the grids can be compared
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
     if ckpt:
-        for name, part in parts.items():
-            if name.startswith("opt"):      # the settings of the optimizers come from the flags
-                ckpt[name]["param_groups"] = part.state_dict()["param_groups"]
+        for name, part in state.items():
             part.load_state_dict(ckpt[name])
-        z = ckpt["z"].to(device)
-        first_epoch, step, rows = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"]
-        torch.set_rng_state(ckpt["rng"])
-        if device.type == "cuda" and ckpt["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(ckpt["rng_cuda"], device)
+        first_epoch, step, rows, z = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"], ckpt["z"]
+        z = z.to(args.device)
+        if first_epoch > args.epochs:
+            sys.exit(f"error: {args.epochs} epochs are done; raise --epochs to continue")
 
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
-    writer = None
-    if args.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-    amp = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
-    update_D = partial(train_critic, G, D, opt_D, clip=args.clip, amp=amp)
-    update_G = partial(train_generator, G, D, opt_G, min(args.batch_size, len(images)), amp=amp)
-    if use_graph:
-        update_D, update_G = GraphedUpdate(update_D), GraphedUpdate(update_G)
-
-    print(f"{args.data}: {len(images):,} images {shape}, {n_batches} batches an epoch, on {device}")
-    save_every = args.save_every or max(1, args.epochs // 40)
-    history = defaultdict(list)         # maps a name to its values since the last line of the log
-    last_log = last_save = time.time()
+    since_log = defaultdict(list)       # maps a column of the log to its values since the last line
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
     for epoch in range(first_epoch, args.epochs + 1):
-        for i, real in enumerate(batches(images, args.batch_size), 1):
+        torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
+        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
+            opt.param_groups[0].update(lr=lr, **settings)
+        save = epoch % args.save_every == 0 or epoch == args.epochs
+        for i, (real, _) in enumerate(batches(images, labels, args.batch_size), 1):
             step += 1
-            stats = update_D(real)
+            stats = train_critic(G, D, opt_D, real, args.clip)
             if step % args.n_critic == 0:
-                stats |= update_G()
+                stats |= train_generator(G, D, opt_G, len(real))
                 update_ema(G_ema, G, args.ema, step // args.n_critic)
             for name, value in stats.items():
-                history[name].append(value)
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
 
-            if i == n_batches or time.time() - last_log > args.log_every:
-                # .item() waits for the GPU. The steps do not, so the CPU can run ahead of it.
-                means = {name: torch.stack(v).mean().item() for name, v in history.items()}
-                weights_D = nn.utils.parameters_to_vector(D.parameters())
-                means["at_clip"] = (weights_D.abs() >= args.clip).float().mean().item()
-                if i == n_batches:      # W with held-out images instead of training images
+            if step % args.log_every == 0 or save and i == n_batches:
+                # Only here does the CPU wait for the GPU, as .item() needs the values.
+                means = {name: torch.stack(v).mean().item() for name, v in since_log.items()}
+                since_log.clear()
+                weights = nn.utils.parameters_to_vector(D.parameters())
+                means["at_clip"] = (weights.abs() >= args.clip).float().mean().item()
+                if save and i == n_batches:
                     with torch.no_grad():
                         means["W_val"] = means["W"] - (D(seen).mean() - D(held_out).mean()).item()
-                speed = len(history["D(x)"]) * len(real) / (time.time() - last_log)
-                minutes = ((args.epochs - epoch + 1) * n_batches - i) * len(real) / speed / 60
-                text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-                print(f"epoch {epoch}/{args.epochs} step {step} {text} {speed:.0f} images/s, "
-                      f"{minutes:.1f} min left", flush=True)
-                weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
-                if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
-                    sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-                rows.append({"epoch": epoch, "step": step, "images/s": speed, **means})
-                if writer:
-                    for name, value in means.items():
-                        writer.add_scalar(name, value, step)
-                history.clear()
-                last_log = time.time()
+                minutes = (time.perf_counter() - start) / 60
+                rows.append({"epoch": epoch, "step": step, "minutes": minutes, **means})
+                print(f"epoch {epoch}/{args.epochs} step {step} {minutes:.1f} min "
+                      + " ".join(f"{name} {x:.4g}" for name, x in means.items()), flush=True)
 
-        if epoch % save_every == 0 or epoch == args.epochs or time.time() - last_save > 60:
-            grid = sample(G_ema, z)
-            save_grid(grid, out / f"samples/{epoch:04}.png")
-            if writer:
-                writer.add_images("samples", grid / 2 + 0.5, step)
-                writer.add_histogram("weights of D", weights_D, step)
+        if save:
+            weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
+            if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
+                sys.exit("error: a loss or a weight is not finite; try lower learning rates")
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # fails if another run has
+            continues = True
+            not_kept = "out", "device", "resume", "sample"      # these apply to one command
+            with open(out / "ckpt.tmp", "wb") as file:      # given a path, it hides a full disk
+                torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
+                            "script": SCRIPT, "shape": shape, "classes": names,
+                            "epoch": epoch, "step": step, "rows": rows, "z": z,
+                            **{name: part.state_dict() for name, part in state.items()}}, file)
+            (out / "ckpt.tmp").replace(latest)      # so ckpt.pt is never half-written
+            if args.keep:
+                shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
+            save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
+            save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()
+                table.writeheader()     # a row may lack columns, for instance loss_G
                 table.writerows(rows)
-            buffer = io.BytesIO()       # torch.save to a file would hide that the disk is full
-            torch.save({
-                "script": SCRIPT, "args": vars(args), "shape": shape, "classes": names,
-                "epoch": epoch, "step": step, "rows": rows, "z": z, "rng": torch.get_rng_state(),
-                **{name: part.state_dict() for name, part in parts.items()},
-                "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            }, buffer)
-            (out / "ckpt.tmp").write_bytes(buffer.getbuffer())
-            (out / "ckpt.tmp").replace(last)    # atomic: ckpt.pt is never half-written
-            if args.keep:
-                (out / f"ckpt_{epoch:04}.pt").write_bytes(buffer.getbuffer())
-            last_log = last_save = time.time()
-    grids = sorted(out.glob("samples/[0-9]*.png"), key=lambda path: int(path.stem))
-    save_gif(grids, out / "samples.gif")
-    print(f'wrote {out}; for more images: python {SCRIPT}.py --sample "{last}"')
-
-
-def build_generator(args, shape):
-    if args.mlp:
-        return MLPGenerator(args.z_dim, shape, args.width)
-    return Generator(args.z_dim, shape, args.width, args.upsample)
+    save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
+    print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")
 
 
 def sample_checkpoint(args, ckpt):
     """Write args.num images: one grid if args.out is a picture, else a folder of single PNGs."""
     from common import save_images
-    G = build_generator(args, ckpt["shape"])
+    G = Generator(args.z_dim, ckpt["shape"], args.width, args.upsample)
     G.load_state_dict(ckpt["G_ema"])
+    torch.manual_seed(args.seed)    # with G on the CPU, a seed gives the same noise on every device
+    z = noise(G, args.num)
     G.to(args.device)
-    # The noise is drawn on the CPU, so that a seed gives the same noise on every device.
-    z = torch.randn(args.num, G.z_dim, generator=torch.Generator().manual_seed(args.seed))
     images = torch.cat([sample(G, part.to(args.device)).cpu() for part in z.split(500)])
-    save_images(images, args.out)
-
-
-# ---- command line ----
-
-def get_args(argv=None):
-    """Return the settings, and the checkpoint that --resume or --sample names (or None)."""
-    parser = argparse.ArgumentParser(usage=f"python {SCRIPT}.py [flags]", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    arg = parser.add_argument
-    switch = argparse.BooleanOptionalAction     # makes both --amp and --no-amp
-    # data
-    arg("--data", help="mnist, fashion-mnist, cifar10, strokes or a folder; if not given: mnist")
-    arg("--data-dir", default="data", help="where downloads and caches are kept")
-    arg("--classes", nargs="+", help="train on these classes only, by name or number")
-    arg("--image-size", type=int, default=0, help="pixels a side; 0: the data's, or 64 if mixed")
-    arg("--channels", type=int, choices=(0, 1, 3), default=0, help="1: grey; 3: RGB; 0: as it is")
-    # training
-    arg("--epochs", type=int, default=10, help="total number, including those before --resume")
-    arg("--batch-size", type=int, default=32, help="real images in each step")
-    arg("--lr", type=float, default=1e-3, help="learning rate of G")
-    arg("--lr-d", type=float, default=5e-5, help="learning rate of D")
-    arg("--beta2", type=float, default=0.99, help="RMSprop's alpha: decay of the average square")
-    arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
-    arg("--clip", type=float, default=0.01, help="c: D's weights are kept from -c to c")
-    arg("--upsample", action=switch, default=False, help="no transposed convolutions in G")
-    arg("--mlp", action=switch, default=False, help="a fully connected G without BatchNorm")
-    arg("--z-dim", type=int, default=100, help="length of the noise vector z")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
-    arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
-    arg("--seed", type=int, default=0, help="seed of the random numbers")
-    # output and machine
-    arg("--out", help=f"folder, or picture with --sample (if not given: out/{SCRIPT}, or CKPT's)")
-    arg("--log-every", type=float, default=3, help="seconds between log lines within an epoch")
-    arg("--save-every", type=int, default=0, help="epochs between saves, or a minute; 0: epochs/40")
-    arg("--keep", action=switch, default=False, help="also keep each save as ckpt_EPOCH.pt")
-    arg("--tensorboard", action=switch, default=False, help="also write TensorBoard logs")
-    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    arg("--amp", action=switch, default=False, help="compute in bfloat16 where that is safe")
-    arg("--graph", action=switch, default=False, help="use CUDA graphs, see GraphedUpdate")
-    either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", metavar="CKPT", help="continue this run; flags not given keep its values")
-    either("--sample", metavar="CKPT", help="draw images with the G_ema in CKPT")
-    arg("--num", type=int, default=64, help="how many images --sample generates")
-
-    args, ckpt = parser.parse_args(argv), None
-    path = args.resume or args.sample
-    if path:
-        try:
-            ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:      # it is missing, damaged, or a pickle that could run code
-            parser.error(f"cannot load {path}: {str(error).split('. ')[0] or 'it is empty'}")
-        if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
-            parser.error(f"{path} was not saved by {SCRIPT}.py")
-        this_run = ("out", "device", "resume", "sample", "num")
-        parser.set_defaults(**{k: v for k, v in ckpt["args"].items() if k not in this_run})
-        args = parser.parse_args(argv)      # again, with the checkpoint's settings as defaults
-        # These flags determine the layers of G and D.
-        for name in ("image_size", "channels", "z_dim", "width", "upsample", "mlp"):
-            if vars(args)[name] != ckpt["args"][name]:
-                parser.error(f"--{name.replace('_', '-')} must be {ckpt['args'][name]} for {path}")
-    if min(args.epochs, args.n_critic, args.num, args.z_dim, args.width) < 1 or args.batch_size < 2:
-        parser.error("--batch-size must be above 1; epochs, n-critic, num, z-dim and width above 0")
-    if not min(args.lr, args.lr_d) > 0 or not max(args.beta2, args.ema) < 1:
-        parser.error("learning rates must be above 0; betas and --ema below 1")
-    if any(not value >= 0 for value in vars(args).values() if isinstance(value, (int, float))):
-        parser.error("flags that are numbers must not be negative or nan")
-    folder = Path(path).parent if path else Path("out", SCRIPT)
-    args.out = args.out or str(folder / "sample.png" if args.sample else folder)
-    return args, ckpt
+    save_images(images, args.out or Path(args.sample).with_name("sample.png"))
 
 
 def main(argv=None):
-    args, ckpt = get_args(argv)
-    try:
-        if args.sample:
-            sample_checkpoint(args, ckpt)
-        else:
-            train(args, ckpt)
-    except (OSError, ModuleNotFoundError) as error:     # missing data, a full disk, no tensorboard
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if one was saved")
+    args, ckpt = get_args(argv), None
+    path = args.sample or args.resume
+    if path:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        if ckpt.get("script") != SCRIPT:
+            sys.exit(f"error: {path} was not saved by {SCRIPT}.py")
+        args = get_args(argv, **ckpt["args"])   # again, with the run's settings as defaults
+    sample_checkpoint(args, ckpt) if args.sample else train(args, ckpt)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may not show all letters
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; --resume continues from the last ckpt.pt, if there is one")
