@@ -5,13 +5,13 @@
 There is one process for each GPU, and each has its own networks, a share of the training images,
 and its own noise. Before each step of an optimizer, the gradients are averaged over all processes,
 so the weights stay equal. --batch-size is that of one process: four processes with 64 images
-each make the steps of one process with 256, and an epoch has a quarter of the steps. What differs
-is BatchNorm and the mean pixel of gan_mlp.py: both come from a process's own images.
+each make the steps of one process with 256, and an epoch has a quarter of the steps. Only BatchNorm
+differs, because it comes from a process's own images.
 
-Only the first process writes files and prints, so the log shows its own losses and its own images
-per second. Everything else is as without this launcher. --resume works with any number of
-processes, but the noise then differs from that of an uninterrupted run. If one process fails,
-torchrun stops the others. --graph was never tried with several processes, so it is refused.
+Only the first process writes files and prints, so the log shows its own losses. Everything else is
+as without this launcher. --resume works with any number of processes, and with the same number, a
+resumed run equals an uninterrupted one. (In stackedgan.py it differs a little, because a checkpoint
+has the E of the first process only.) If one process fails, torchrun stops the others.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ import common
 
 
 def first_alone(function):
-    """Let the first process call `function` before the others: it may download, or fill a cache."""
+    """Let the first process call `function` before the others do, because it may download."""
     def call(*args, **kwargs):
         if dist.get_rank() > 0:
             dist.barrier()
@@ -54,17 +54,19 @@ def share(load_images):
     return load_share
 
 
-started = set()     # the optimizers that have taken a step
+def own_noise(batches):
+    """Let each process draw its own random numbers from the start of an epoch on."""
+    def call(*args, **kwargs):
+        # Until here, all have drawn the same numbers, so their networks are equal. The new seed is
+        # drawn as well: the CPU ignores all but 32 bits, too few to give each process a range.
+        if dist.get_rank() > 0:
+            torch.manual_seed(torch.randint(2**32, ()).item() + dist.get_rank())
+        return batches(*args, **kwargs)
+    return call
 
 
 def average_gradients(opt, args, kwargs):
     """Replace the gradients of opt's weights by their mean over all processes."""
-    # Before the first step, the processes have drawn the same numbers, so their networks are equal.
-    # From here on, their noise has to differ. (This happens for each optimizer, because
-    # stackedgan.py sets its seed again after training E.)
-    if opt not in started and dist.get_rank() > 0:
-        torch.manual_seed(torch.randint(2**40, ()).item() + dist.get_rank())
-    started.add(opt)
     gradients = [w.grad for group in opt.param_groups for w in group["params"]]
     mean = torch.cat([g.flatten() for g in gradients])      # one message, instead of one a layer
     dist.all_reduce(mean)
@@ -74,8 +76,6 @@ def average_gradients(opt, args, kwargs):
 
 
 def main(script, *argv):
-    if "--graph" in argv:
-        sys.exit("error: --graph cannot be used with several processes")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     sys.path.insert(0, str(Path(script).resolve().parent))
@@ -83,14 +83,14 @@ def main(script, *argv):
     dist.init_process_group(timeout=timedelta(hours=3))
     common.default_data = first_alone(common.default_data)
     common.load_images = share(first_alone(common.load_images))
+    common.batches = own_noise(common.batches)
     register_optimizer_step_pre_hook(average_gradients)
     with contextlib.ExitStack() as stack:
         if dist.get_rank() > 0:
             argv = [*argv, "--out", stack.enter_context(tempfile.TemporaryDirectory())]
             quiet = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(quiet))
-        # A checkpoint to resume from may ask for --graph, but the command line wins.
-        importlib.import_module(Path(script).stem).main([*argv, "--no-graph"])
+        importlib.import_module(Path(script).stem).main(argv)
     dist.destroy_process_group()
 
 

@@ -6,7 +6,7 @@
 
 Each quantity gets a panel, and each run a line, which is named after the folder of the run. For
 cFID over epochs, train with --keep. For a Wasserstein script, there is also a panel of the cFID of
-G against W, with one point for each epoch. (benchmarks/README.md explains cFID and W.)
+G against W, with a point for each of up to 12 epochs. (benchmarks/README.md explains cFID and W.)
 """
 
 import argparse
@@ -21,13 +21,11 @@ def read_log(path, panels):
     """Add the columns of a log.csv to panels: {(y, x): {folder of the run: [points (x, y)]}}."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    last = {int(row["epoch"]): int(row["step"]) for row in rows}    # the last step of each epoch
+    steps = int(rows[-1]["step"]) / int(rows[-1]["epoch"])      # a log ends with a whole epoch
     for row in rows:
-        epoch, step = int(row.pop("epoch")), int(row.pop("step"))
-        start = last.get(epoch - 1, 0)
-        x = epoch - 1 + (step - start) / (last[epoch] - start)      # some lines are within an epoch
+        x = int(row["step"]) / steps    # some lines are within an epoch
         for name, value in row.items():
-            if value:                   # W_val is empty in most rows
+            if name not in ("epoch", "step", "minutes") and value:      # most rows have no W_val
                 panels[name, "epoch"][Path(path).resolve().parent].append((x, float(value)))
 
 
