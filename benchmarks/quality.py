@@ -26,11 +26,12 @@ For each script it also tests the claim of the paper:
                 of G_ema) over up to 12 epochs of a run with --keep
     infogan     how well Q's category classifies real images, although Q saw no labels (section
                 7.2); whether each category is one class; the rank correlations of the numbers
-                with the slant of a digit, its ink (how thick the pen is) and its width
+                with the slant of a digit, its ink (how thick the pen is) and its width; for the
+                data set digits, those of Q's guesses with the true slant and pen of real images
     stackedgan  how many samples are of the class asked for, and how much they vary within it
 
-The classifier is kept in the folder cache of --data-dir. Delete it there if you change how it is
-trained. On the CPU the samples are those of `--sample CKPT --seed SEED --num NUM`.
+The samples are those of `--sample CKPT --seed SEED --num NUM`. The classifier is kept in the folder
+cache of --data-dir. Delete it there if you change how it is trained.
 """
 
 import argparse
@@ -39,19 +40,22 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
+from benchmarks import mlp_generator
 
-SCRIPTS = ("gan_mlp", "dcgan", "wgan_clip", "wgan_gp", "infogan", "stackedgan")
+SCRIPTS = "gan_mlp", "dcgan", "wgan_clip", "wgan_gp", "infogan", "stackedgan"
 
 
 # ---- measures of images and features ----
@@ -200,7 +204,7 @@ def linear_probe(x, y, x_test, y_test):
 class Classifier(nn.Module):
     """Images (B, C, H, H) in [-1, 1] to features (B, 128) and logits (B, num_classes)."""
 
-    def __init__(self, channels=1, num_classes=10):
+    def __init__(self, channels, num_classes):
         super().__init__()
         layers, n = [], channels
         for n_out, kernel, stride in (32, 5, 2), (64, 3, 1), (64, 3, 2):    # 28 -> 14 -> 14 -> 7
@@ -223,7 +227,7 @@ def train_classifier(net, images, labels, epochs):
     opt = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(opt, 1, 0.001, steps)
     for epoch in range(epochs):
-        for x, y in common.batches(images, size, labels):
+        for x, y in common.batches(images, labels, size):
             # Shift the batch by up to 2 pixels. What leaves on one side enters on the other, which
             # is mostly background.
             x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))
@@ -251,13 +255,15 @@ class Reference:
 
     def __init__(self, data, classes, shape, data_dir, epochs, device):
         def load(train, classes):
-            return common.load_images(data, data_dir, train=train, classes=classes,
-                                      image_size=shape[-1], channels=shape[0], device=device)
+            images, labels, _ = common.load_images(data, data_dir, train=train, classes=classes,
+                                                   image_size=shape[-1])
+            channels = max(shape[0], images.shape[1])   # grey becomes RGB if the samples are
+            return images.expand(-1, channels, -1, -1).to(device), labels.to(device)
 
-        self.train, self.y_train, self.names = images, labels, _ = load(True, classes)
-        self.held, self.y_held, _ = test, y_test, _ = load(False, classes)
+        images, labels = self.train, self.y_train = load(True, classes)
+        test, y_test = self.held, self.y_held = load(False, classes)
         if not labels.any():            # a run on one class: its classifier learns all classes
-            (images, labels, _), (test, y_test, _) = load(True, None), load(False, None)
+            (images, labels), (test, y_test) = load(True, None), load(False, None)
         self.num_classes, self.net = int(labels.max()) + 1, None
         if self.num_classes == 1 or len(self.held) < 2:
             return
@@ -265,16 +271,16 @@ class Reference:
             print(f"only {len(self.held)} images are held back, so cFID is rough and its floor "
                   "high", file=sys.stderr)
         torch.manual_seed(0)
-        self.net = Classifier(shape[0], self.num_classes).to(device)
+        self.net = Classifier(images.shape[1], self.num_classes).to(device)
         key = hashlib.sha256(repr((self.net, epochs)).encode())
         for part in (images, labels):
-            key.update(part.cpu().numpy())
+            key.update(part.cpu().numpy().tobytes())
         cache = Path(data_dir, "cache", f"classifier_{key.hexdigest()[:16]}.pt")
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        if cache.exists():
             self.net.load_state_dict(torch.load(cache, map_location=device, weights_only=True))
-        except Exception:               # there is none yet, or it is damaged
+        else:
             train_classifier(self.net, images, labels, epochs)
+            cache.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.net.state_dict(), cache)
         self.net.eval()
         self.accuracy = (read(self.net, test)[1].argmax(1) == y_test).float().mean().item()
@@ -286,76 +292,51 @@ class Reference:
 # ---- samples ----
 
 def load_checkpoint(path):
-    try:
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:          # no such file, damaged, or a pickle that could run code
-        sys.exit(f"error: cannot load {path} ({type(error).__name__})")
-    if not isinstance(ckpt, dict) or ckpt.get("script") not in SCRIPTS:
+    ckpt = torch.load(path, map_location="cpu", weights_only=True)
+    if ckpt.get("script", "-").split()[-1] not in SCRIPTS:
         sys.exit(f"error: {path} was not saved by any of the scripts {', '.join(SCRIPTS)}")
     return ckpt
 
 
-def generators(ckpt, suffix):
-    """The trained generators of a checkpoint: G1 and G0 of stackedgan, one G of the others."""
-    script, args = importlib.import_module(ckpt["script"]), argparse.Namespace(**ckpt["args"])
-    if ckpt["script"] == "stackedgan":
-        nets = {"G1": script.Generator1(args.z1_dim, args.width, len(ckpt["classes"])),
-                "G0": script.Generator0(args.z0_dim, ckpt["shape"], args.width)}
-    elif ckpt["script"] == "gan_mlp":
-        nets = {"G": script.Generator(args.z_dim, ckpt["shape"], args.width)}
-    elif ckpt["script"] == "infogan":
-        nets = {"G": script.Generator(args.z_dim, ckpt["shape"], args.width, args.categories,
-                                      args.num_codes)}
-    else:
-        nets = {"G": script.build_generator(args, ckpt["shape"])}
-    for name, net in nets.items():
-        net.load_state_dict(ckpt[name + suffix])
-    return list(nets.values())
+def draw(ckpt, num, seed, device):
+    """Return what --sample draws: uint8 images (num, C, H, H) and their labels, a list or None.
 
-
-def draw(ckpt, num, seed, device, suffix="_ema"):
-    """The images that --sample draws with this seed, uint8 (num, C, H, H), and what was asked for.
-
-    That is the codes (num, c_dim) for infogan, the labels (num,) for stackedgan, and otherwise
-    None. The suffix "" draws with G instead of G_ema.
+    The labels are categories for infogan, and names of classes for stackedgan.
     """
-    script, nets, given = importlib.import_module(ckpt["script"]), generators(ckpt, suffix), None
-    torch.manual_seed(seed)             # what follows draws in the order of sample_checkpoint
-    inputs = [script.noise(G, num) for G in nets]
-    if ckpt["script"] == "infogan":
-        given, K = script.codes(nets[0], num), ckpt["args"]["categories"]
-        given[:, :K] = torch.eye(K)[torch.arange(num) * K // num]
-        inputs = [*inputs, given]
-    if ckpt["script"] == "stackedgan":
-        given = torch.arange(num) * len(ckpt["classes"]) // num
-        inputs = [given, *inputs]
-    nets = [G.to(device) for G in nets]
-    parts = zip(*(x.to(device).split(500) for x in inputs))
-    images = torch.cat([script.sample(*nets, *part) for part in parts])
-    images = images.clamp(-1, 1).add(1).mul(127.5).round().byte()      # rounded as in a PNG
-    return images, given if given is None else given.to(device)
+    *launcher, name = ckpt["script"].split()    # mlp_generator.py puts its own name before
+    script = mlp_generator.load(name) if launcher else importlib.import_module(name)
+    flags = f"--sample CKPT --out FOLDER --num {num} --seed {seed} --device {device}".split()
+    drawn = []
+
+    def keep(images, path, columns=8, labels=None):
+        drawn.extend([images, labels])
+
+    # This is the script's own code, except that the images do not go into a folder.
+    with mock.patch.object(common, "save_images", keep):
+        script.sample_checkpoint(script.get_args(flags, **ckpt["args"]), ckpt)
+    images, labels = drawn
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().to(device), labels  # as in a PNG
 
 
 def read_folder(path, device):
-    """All PNGs of a folder, uint8 (N, C, H, H), and labels from names like 7_0000.png, or None."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-    files = sorted(Path(path).rglob("*.png"))
-    images = [pil_to_tensor(Image.open(file).convert("RGB")) for file in files]
+    """Return all PNGs of a folder, uint8 (N, C, H, H), grey if all of them are."""
+    images = []
+    for file in sorted(Path(path).rglob("*.png")):
+        image = Image.open(file)
+        if image.mode[0] in "IF":       # convert would cut all values above 255
+            sys.exit(f"error: {file} has more than 8 bits a pixel; scale it to 8 bits first")
+        images.append(pil_to_tensor(image.convert("RGB")))
     if len(images) < 200:
         sys.exit(f"error: {path} has {len(images)} PNGs; a covariance needs at least 200")
-    if len({image.shape for image in images}) != 1 or images[0].shape[1] != images[0].shape[2]:
+    if len({image.shape for image in images}) > 1 or images[0].shape[1] != images[0].shape[2]:
         sys.exit(f"error: the PNGs in {path} must be square and of one size")
     images = torch.stack(images).to(device)
-    if (images[:, :1] == images).all():
-        images = images[:, :1]          # grey
-    names = [re.match(r"(.+)_\d+\.png$", file.name) for file in files]
-    return images, [name[1] for name in names] if all(names) else None
+    return images[:, :1] if (images[:, :1] == images).all() else images
 
 
 # ---- measures of one checkpoint or folder ----
 
-def measure(images, ref):
+def measure_images(images, ref):
     """The measures of all samples, uint8 (N, C, H, H), and the classifier's features and logits."""
     near, near_held = (nearest(common.spread(x, 1000), ref.train).median().item()
                        for x in (images, ref.held))
@@ -384,8 +365,8 @@ def measure_dcgan(ckpt, ref):
     rows = rows.to(ref.train.device)
 
     @torch.no_grad()
-    def features(images):
-        return torch.cat([D.trunk(part / 127.5 - 1) for part in images.split(500)])
+    def features(images):               # without D's last layer and the Flatten after it
+        return torch.cat([D.net[:-2](part / 127.5 - 1) for part in images.split(500)])
 
     def probe():
         return linear_probe(features(ref.train[rows]), ref.y_train[rows],
@@ -403,7 +384,8 @@ def measure_dcgan(ckpt, ref):
 
 @functools.lru_cache            # checkpoints of one run share it
 def cfid_of_G(path, num, seed, ref):
-    images, _ = draw(load_checkpoint(path), num, seed, ref.held.device, suffix="")
+    ckpt = load_checkpoint(path)
+    images, _ = draw({**ckpt, "G_ema": ckpt["G"]}, num, seed, ref.held.device)
     return frechet(read(ref.net, images)[0], ref.features)
 
 
@@ -433,13 +415,13 @@ def measure_wgan(path, ckpt, ref, args):
 
 
 @torch.no_grad()
-def measure_infogan(ckpt, images, c, logits, ref, strokes):
-    from infogan import Discriminator
-    K, num_codes = ckpt["args"]["categories"], ckpt["args"]["num_codes"]
-    D = Discriminator(ckpt["shape"], ckpt["args"]["width"], K + num_codes).to(images.device).eval()
+def measure_infogan(ckpt, images, category, logits, ref, seed, is_digits):
+    from infogan import Discriminator, Generator, codes, noise
+    settings, shape = argparse.Namespace(**ckpt["args"]), ckpt["shape"]
+    K, num_codes = settings.categories, settings.num_codes
+    D = Discriminator(shape, settings.width, K + num_codes).to(images.device).eval()
     D.load_state_dict(ckpt["D_ema"])
     q = torch.cat([D(part / 127.5 - 1)[1] for part in ref.held.split(500)])
-    category, numbers = c[:, :K].argmax(1), c[:, K:].T
     result, text = {}, []
     if ref.num_classes <= 12:           # match() would take too long with more
         pairs = q[:, :K].argmax(1) * ref.num_classes + ref.y_held
@@ -447,15 +429,21 @@ def measure_infogan(ckpt, images, c, logits, ref, strokes):
         result["category_errors"] = 1 - match(counts) / len(q)
         text.append("Q's category as a classifier of real images: "
                     f"{result['category_errors']:.1%} errors")
-    result["purity"] = purity(category, logits)
-    text.append(purity_text(result["purity"]))
-    if ckpt["shape"][0] == 1:           # style() is for grey images
+    category = torch.tensor(category, device=images.device)
+    result["purity"] = pure = purity(category, logits)
+    text.append(f"the commonest class in a category: {sum(pure) / len(pure):.1%} of its samples on "
+                f"average, {min(pure):.1%} at worst")
+    if shape[0] == 1:                   # style() is for grey images
+        G = Generator(settings.z_dim, shape, settings.width, K, num_codes)
+        torch.manual_seed(seed)         # draws what sample_checkpoint drew
+        noise(G, len(images))
+        numbers = codes(G, len(images))[:, K:].T.to(images.device)
         result["codes"] = [[within(category, number, x) for x in style(images)]
                            for number in numbers]
         text += [f"number {j}: correlation with slant {a:.2f}, ink {b:.2f}, width {d:.2f}"
                  for j, (a, b, d) in enumerate(result["codes"], 1)]
-    if strokes:                         # the true slant and pen of the held-back images are known
-        _, labels, *truth = (x.to(q.device)[-len(q):] for x in common.strokes(20_000))
+    if is_digits:                       # the true slant and pen of the held-back images are known
+        _, labels, *truth = (x[-len(q):].to(q.device) for x in common.digits(20_000))
         result["codes_of_real_images"] = [[within(labels, number, x) for x in truth]
                                           for number in q[:, K:].T]
         text += [f"number {j}, as Q reads it from real images: correlation with slant {a:.2f}, "
@@ -469,11 +457,6 @@ def purity(category, logits):
             for k in category.unique()]
 
 
-def purity_text(shares):
-    return (f"the commonest class in a category: {sum(shares) / len(shares):.1%} of its samples on "
-            f"average, {min(shares):.1%} at worst")
-
-
 def measure_stackedgan(y, features, logits, ref):
     asked = (logits.argmax(1) == y).float().mean().item()
     ratio = variety(features, y, ref.features, ref.y_held)
@@ -482,79 +465,60 @@ def measure_stackedgan(y, features, logits, ref):
             f"{ratio:.2f} times as much as held-back images")
 
 
-def measure_folder(path, args):
-    """All measures of a folder of PNGs: a dict, and some of them as text."""
-    images, given = read_folder(path, args.device)
-    ref = Reference(args.data or "mnist", None, tuple(images.shape[1:]), args.data_dir,
+def measure(path, args):
+    """All measures of a checkpoint or folder: a dict, and those of a script's method as text."""
+    is_folder = Path(path).is_dir()
+    if is_folder:
+        images = read_folder(path, args.device)
+        data, classes, shape = args.data or "mnist", None, images.shape[1:]
+    else:
+        ckpt = load_checkpoint(path)
+        images, labels = draw(ckpt, args.num, args.seed, args.device)
+        data, classes = args.data or ckpt["args"]["data"], ckpt["args"]["classes"]
+        shape = ckpt["shape"]
+    ref = Reference(data, classes and tuple(classes), tuple(shape), args.data_dir,
                     args.classifier_epochs, args.device)
-    result, features, logits = measure(images, ref)
-    names = [name.replace("/", "-") for name in ref.names]     # as save_images does
-    if given is None or logits is None or not all(x in names or x.isdigit() for x in given):
-        return {"path": path, **result}, ""
-    given = [names.index(x) if x in names else int(x) for x in given]       # names or numbers
-    given = torch.tensor(given, device=args.device)
-    own, text = measure_stackedgan(given, features, logits, ref)
-    own["purity"] = purity(given, logits)
-    return ({"path": path, **result, **own},
-            f"if the names or numbers in the file names are classes: {text}\n"
-            f"  if they are categories: {purity_text(own['purity'])}")
-
-
-def minutes(ckpt, num_images):
-    """How long the run took until this checkpoint, without what is before and between epochs."""
-    total, last, size = 0, 0, min(ckpt["args"]["batch_size"], num_images)
-    for row in ckpt["rows"]:            # each has the speed since the row before
-        total += (row["step"] - last) * size / row["images/s"] / 60
-        last = row["step"]
-    return total
-
-
-def measure_checkpoint(path, args):
-    """All measures of a checkpoint: a dict, and those of its method as text."""
-    ckpt = load_checkpoint(path)
-    script, classes = ckpt["script"], ckpt["args"]["classes"]
-    data = args.data or ckpt["args"]["data"]
-    images, given = draw(ckpt, args.num, args.seed, args.device)
-    ref = Reference(data, classes and tuple(classes), tuple(ckpt["shape"]), args.data_dir,
-                    args.classifier_epochs, args.device)
-    result, features, logits = measure(images, ref)
-    if script == "gan_mlp":
+    images = images.expand(-1, ref.train.shape[1], -1, -1)      # grey becomes RGB if the data are
+    result, features, logits = measure_images(images, ref)
+    result = {"path": path, "data": data, **result}
+    if is_folder:
+        return result, ""
+    result |= {"script": ckpt["script"], "epochs": ckpt["epoch"], "seed": args.seed,
+               "minutes": ckpt["rows"][-1]["minutes"]}
+    name = ckpt["script"].split()[-1]
+    if name == "gan_mlp":
         own, text = measure_gan_mlp(images, ref)
     elif ref.net is None:
         own, text = {}, "no classifier, because there is one class or fewer than 2 held-back images"
-    elif script == "dcgan":
+    elif name == "dcgan":
         own, text = measure_dcgan(ckpt, ref)
-    elif script == "infogan":
-        strokes = data == "strokes" and not classes
-        own, text = measure_infogan(ckpt, images, given, logits, ref, strokes)
-    elif script == "stackedgan":
-        own, text = measure_stackedgan(given, features, logits, ref)
+    elif name == "infogan":
+        own, text = measure_infogan(ckpt, images, labels, logits, ref, args.seed,
+                                    data == "digits" and not classes)
+    elif name == "stackedgan":
+        y = [ckpt["classes"].index(label) for label in labels]
+        own, text = measure_stackedgan(torch.tensor(y, device=args.device), features, logits, ref)
     else:
         own, text = measure_wgan(path, ckpt, ref, args)
-    return {"path": path, "script": script, "epochs": ckpt["epoch"],
-            "minutes": minutes(ckpt, len(ref.train)), "seed": args.seed, "data": data,
-            **result, **own}, text
+    return result | own, text
 
 
 # ---- command line ----
 
-def get_args(argv):
-    parser = argparse.ArgumentParser(usage="python benchmarks/quality.py PATH [PATH ...] [flags]",
-                                     allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
-    devices = ["cuda"] * torch.cuda.is_available() + ["cpu"]    # float64 is missing on mps
     arg("paths", nargs="+", help="checkpoints and folders of PNGs")
     arg("--num", type=int, default=10_000, help="how many samples to draw from a checkpoint")
     arg("--seed", type=int, default=0, help="seed of the samples")
-    arg("--data", help="if not given, the data of the checkpoint, or mnist for a folder")
+    arg("--data", help="None: the data of the checkpoint, or mnist for a folder")
     arg("--data-dir", default="data", help="where downloads and the classifier are kept")
     arg("--classifier-epochs", type=int, default=6, help="epochs to train the classifier for")
-    arg("--device", choices=devices, default=devices[0])
+    arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--json", action="store_true", help="print a JSON list instead of a table")
     args = parser.parse_args(argv)
-    if args.num < 200 or args.classifier_epochs < 1:
-        parser.error("--num must be at least 200, and --classifier-epochs at least 1")
+    if args.num < 200:
+        parser.error("--num must be at least 200, because a covariance needs as many")
     return args
 
 
@@ -564,15 +528,7 @@ def main(argv=None):
     if not args.json:
         print(f"{'':32} epochs   cFID  floor  score  rarest  commonest  nearest (held back)")
     for path in args.paths:
-        try:
-            kind = measure_folder if os.path.isdir(path) else measure_checkpoint
-            result, text = kind(path, args)
-        except OSError as error:        # the data are not there
-            sys.exit(f"error: {error}")
-        except RuntimeError as error:
-            if "state_dict" not in str(error):
-                raise
-            sys.exit(f"error: {path} does not fit the networks that its script has now")
+        result, text = measure(path, args)
         results.append(result)
         if not args.json:
             scores = ""
@@ -588,5 +544,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")   # the terminal may lack letters of a path
     main()
