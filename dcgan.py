@@ -187,8 +187,8 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # and then, gradients for the weights that opt trains, not for D's
-    loss_G.backward(inputs=[w for w in opt.param_groups[0]["params"] if w.requires_grad])
+    opt.zero_grad()         # next: gradients for what opt trains, none for D's or frozen weights
+    loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
 

@@ -254,8 +254,8 @@ def train_generator(G, D, opt, n, cat_weight, code_weight):
     loss_G = generator_loss(s_fake)
     L_I, error = information(q, c, G.categories)
     loss = loss_G - cat_weight * L_I + code_weight * error / 2
-    opt.zero_grad()         # and then, gradients for the weights that opt trains, not for D's
-    loss.backward(inputs=[w for w in opt.param_groups[0]["params"] if w.requires_grad])
+    opt.zero_grad()         # next: gradients for what opt trains, none for D's or frozen weights
+    loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
 

@@ -271,8 +271,8 @@ def train_generator(G, D, opt, condition, E_i, cond_loss, adv_weight, cond_weigh
     s_fake, z_hat = D(fake)
     adv, cond, ent = generator_loss(s_fake), cond_loss(E_i(fake), condition), F.mse_loss(z_hat, z)
     loss = adv_weight * adv + cond_weight * cond + ent_weight * ent
-    opt.zero_grad()         # and then, gradients for the weights that opt trains, not for D's
-    loss.backward(inputs=[w for w in opt.param_groups[0]["params"] if w.requires_grad])
+    opt.zero_grad()         # next: gradients for what opt trains, none for D's or frozen weights
+    loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"adv": adv, "cond": cond, "ent": ent}
 

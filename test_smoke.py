@@ -648,10 +648,10 @@ def test_encoder_and_phases_of_stackedgan(runs, train, tmp_path, monkeypatch):
     """E learns and is frozen. G0 gets features of real images, and after an epoch those of G1."""
     images, labels, *_ = common.digits(2000)
     torch.manual_seed(0)
-    E = call(stackedgan.Encoder, shape=(1, 28, 28), num_classes=10)
-    stackedgan.pretrain(E, images, labels, 60)
+    E = call(stackedgan.Encoder, shape=(1, 28, 28), width=8, num_classes=10)
+    stackedgan.pretrain(E, images, labels, 45)
     h1 = E.eval().E0(images / 127.5 - 1)
-    assert (E.E1(h1).argmax(1) == labels).float().mean() > 0.7 and h1.min() >= 0
+    assert (E.E1(h1).argmax(1) == labels).float().mean() > 0.85 and h1.min() >= 0
     first, second = (load(runs[stackedgan] / f"ckpt_00000{i}.pt") for i in (1, 2))
     other = train(stackedgan, tmp_path / "seed", "--seed", 5)
     assert_close([first["E"], other["E"]], 2 * [second["E"]], rtol=0, atol=0)   # for all seeds
@@ -690,7 +690,7 @@ def test_downloads(tmp_path, monkeypatch, capsys):
         assert np.array_equal(x, images[rows, None]) and names[-1] in ("nine", "one")
     monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=OSError("no route")))
     assert common.default_data(tmp_path) == "mnist" and common.default_data(raw) == "digits"
-    assert re.fullmatch("MNIST.*no route.*digits.*\n", capsys.readouterr().out)
+    assert re.search("MNIST.*no route.*digits", capsys.readouterr().out)
     for name in common.DOWNLOADS:
         assert "no route" in stops(gan_mlp, "--data", name, "--data-dir", raw)
     x = images[:4, :12, :12].reshape(4, 4, 12, 3)
