@@ -90,10 +90,10 @@ def _read_folder(folder, side):
         sys.exit(f"error: {folder} is not a folder of images, {', '.join(DOWNLOADS)} or digits")
     channels = max(len(images[i]) for i in good)
     parts = [paths[i].relative_to(folder).parts for i in good]
-    classes = [first if rest else "." for first, *rest in parts]    # . is the folder itself
+    classes = [first if rest else "(top)" for first, *rest in parts]
     names = sorted(set(classes))
-    if "." in names and len(names) > 1:
-        print(f"{folder}: the images beside its sub-folders are a class of their own, named .")
+    if "(top)" in names and len(names) > 1:
+        print(f"{folder}: the images beside its sub-folders are a class of their own, (top)")
     images = torch.stack([images[i].expand(channels, -1, -1) for i in good])
     return images, torch.tensor([names.index(name) for name in classes]), names
 
@@ -110,7 +110,7 @@ def _read(path, side):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return TF.pil_to_tensor(ImageOps.fit(image.convert(mode), (side, side)))
     except Exception as error:
-        print(f"left out {path}: {error}", file=sys.stderr)
+        sys.stderr.write(f"left out {path}: {error}\n")     # print would mix the threads' lines
 
 
 def digits(n, seed=0):

@@ -343,7 +343,7 @@ def train(args, ckpt=None):
     torch.manual_seed(0)                # so that E is the same for all seeds
     E = Encoder(shape, args.width, K).to(args.device, memory_format=torch.channels_last)   # faster
     if not ckpt:
-        print("first, the encoder E is trained")
+        print("first, the encoder E is trained (about a minute)", flush=True)
         pretrain(E, images, labels, args.encoder_steps)
     E.eval().requires_grad_(False)
     torch.manual_seed(args.seed)
@@ -370,7 +370,7 @@ def train(args, ckpt=None):
         first_epoch, step, rows = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"]
         z1, z0 = ckpt["z1"].to(args.device), ckpt["z0"].to(args.device)
         if first_epoch > args.epochs:
-            sys.exit(f"error: {args.epochs} epochs are done; raise --epochs to continue")
+            sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     held_out, y, _ = load_images(args.data, args.data_dir, classes=args.classes,
                                  image_size=args.image_size, train=False)

@@ -692,7 +692,7 @@ def test_downloads(tmp_path, monkeypatch, capsys):
     assert common.default_data(tmp_path) == "mnist" and common.default_data(raw) == "digits"
     assert re.search("MNIST.*no route.*digits", capsys.readouterr().out)
     for name in common.DOWNLOADS:
-        assert "no route" in stops(gan_mlp, "--data", name, "--data-dir", raw)
+        assert "no route" in stops(gan_mlp, "--data", name, "--data-dir", raw, "--out", raw / "a")
     x = images[:4, :12, :12].reshape(4, 4, 12, 3)
     monkeypatch.setitem(common.DOWNLOADS, "cifar10", Mock(return_value=Mock(
         data=x, targets=[0, 7, 1, 7], classes=[*"abcdefghij"])))
@@ -779,7 +779,7 @@ def test_unreadable_files_are_named_and_left_out(tmp_path, capsys):
         [line] = [line for line in lines if str(path) in line]
         reason = "8 bits" if path.suffix == ".tif" else "truncated|identify|broken"
         assert re.search(reason, line.replace(str(path), "")) and len(lines) == len(bad)
-    assert f"{tmp_path / 'b'} " in stops(gan_mlp, "--data", tmp_path / "b")     # holds no image
+    assert f"{tmp_path / 'b'} " in stops(gan_mlp, "--data", tmp_path / "b", "--out", tmp_path / "c")
 
 
 def test_digits(monkeypatch):

@@ -267,7 +267,7 @@ def train(args, ckpt=None):
         first_epoch, step, rows, z = ckpt["epoch"] + 1, ckpt["step"], ckpt["rows"], ckpt["z"]
         z = z.to(args.device)
         if first_epoch > args.epochs:
-            sys.exit(f"error: {args.epochs} epochs are done; raise --epochs to continue")
+            sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on

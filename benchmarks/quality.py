@@ -509,7 +509,7 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = parser.add_argument
     arg("paths", nargs="+", help="checkpoints and folders of PNGs")
-    arg("--num", type=int, default=10_000, help="how many samples to draw from a checkpoint")
+    arg("--num", type=int, default=10_000, help="samples to draw; fewer give a higher cFID")
     arg("--seed", type=int, default=0, help="seed of the samples")
     arg("--data", help="None: the data of the checkpoint, or mnist for a folder")
     arg("--data-dir", default="data", help="where downloads and the classifier are kept")
