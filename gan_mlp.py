@@ -166,7 +166,7 @@ def train_generator(G, D, opt, n, loss):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake), loss)
-    opt.zero_grad()         # next: gradients for what opt trains, none for D's or frozen weights
+    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -261,10 +261,10 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # fails if another run has
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
             continues = True
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
-            with open(out / "ckpt.tmp", "wb") as file:      # given a path, it hides a full disk
+            with open(out / "ckpt.tmp", "wb") as file:      # torch.save(PATH) hides a full disk
                 torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
                             "script": SCRIPT, "shape": shape, "classes": names,
                             "epoch": epoch, "step": step, "rows": rows, "z": z,

@@ -271,7 +271,7 @@ def train_generator(G, D, opt, condition, E_i, cond_loss, adv_weight, cond_weigh
     s_fake, z_hat = D(fake)
     adv, cond, ent = generator_loss(s_fake), cond_loss(E_i(fake), condition), F.mse_loss(z_hat, z)
     loss = adv_weight * adv + cond_weight * cond + ent_weight * ent
-    opt.zero_grad()         # next: gradients for what opt trains, none for D's or frozen weights
+    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
     loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"adv": adv, "cond": cond, "ent": ent}
@@ -419,10 +419,10 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector(nn.ModuleList([G1, D1, G0, D0]).parameters())
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # fails if another run has
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
             continues = True
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
-            with open(out / "ckpt.tmp", "wb") as file:      # given a path, it hides a full disk
+            with open(out / "ckpt.tmp", "wb") as file:      # torch.save(PATH) hides a full disk
                 torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
                             "script": SCRIPT, "shape": shape, "classes": names,
                             "epoch": epoch, "step": step, "rows": rows, "z1": z1, "z0": z0,
