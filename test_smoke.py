@@ -101,8 +101,6 @@ def runs(train, tmp_path_factory):
     return folders
 
 
-# ---- networks and steps, called in the same way for all scripts ----
-
 torch.manual_seed(0)
 LABELS = torch.arange(8) % 3
 VALUES = {      # the arguments of networks and steps; eight rows of all that networks are given
@@ -161,6 +159,9 @@ def test_networks(script):
         D, x = call(stackedgan.Discriminator1), INPUTS["h1"]
     if script not in (dcgan, infogan):  # the others have no BatchNorm in D, nor in D1
         assert_close(judge(D, x)[0][:2], judge(D, x[:2])[0])
+    if script is dcgan:                 # BatchNorm in each layer but the first and the last
+        norms = [i for i, m in enumerate(D.net) if "BatchNorm" in type(m).__name__]
+        assert [type(D.net[i - 1]).__name__ for i in norms] == 3 * ["Conv2d"] + ["Linear"], norms
     before = judge(D.eval(), x)[0]
     for w in [m for m in D.modules() if getattr(m, "out_features", 0) == 1][-1].parameters():
         w.data.mul_(1000)
@@ -249,8 +250,6 @@ def test_defaults(script):
             for parameter in inspect.signature(thing).parameters.values():
                 assert parameter.default is parameter.empty, f"{name}({parameter})"
 
-
-# ---- each step against the same step by hand, in float64 ----
 
 def by_hand(script, player, G, D, real, condition, E_i, loss, labels, bend, gp_weight):
     """What a player minimises and what its step reports. Noise is drawn in the same order."""
@@ -463,8 +462,10 @@ def test_a_hackers_step(train, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Mock(spec_set=["write", "flush"]))
     rows = train(gan_mlp, tmp_path / "a", "--log-every", 3)["rows"]
     assert [row["float"] for row in rows] == [2, 4, 5.5, 7.5] and rows[0]["renamed"] > 0
-    train(gan_mlp, tmp_path / "b", "--seed", 1)
-    assert len({args["real"].numpy().tobytes() for _, args in calls}) == 16     # seeds differ
+    train(gan_mlp, tmp_path / "b", "--seed", 1, "--epochs", 5, "--save-every", 2)
+    assert len({args["real"].numpy().tobytes() for _, args in calls}) == 28     # seeds differ
+    assert sorted(path.name for path in (tmp_path / "b/samples").iterdir()) == [
+        "000002.png", "000004.png", "000005.png", "real.png"]
 
 
 @pytest.mark.parametrize("name, epoch", (("log.csv", 3), ("samples/000003.png", 3), ("disk", 2)))
@@ -671,8 +672,6 @@ def test_encoder_and_phases_of_stackedgan(runs, train, tmp_path, monkeypatch):
         assert (G1["cond_loss"], G0["cond_loss"]) == (F.cross_entropy, F.mse_loss)
         assert_close((G1["E_i"](h1), G0["E_i"](x)), (E.E1(h1), h1))
 
-
-# ---- common.py ----
 
 def test_downloads(tmp_path, monkeypatch, capsys):
     """Without a network, a data set asked for by name is never replaced, but the default is."""
