@@ -75,7 +75,7 @@ def _read_folder(folder, side):
     """Return images, labels and class names of a folder, in the order of the paths."""
     known, taken, paths = Image.registered_extensions(), set(), []
     for root, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in taken:     # a link has led to this folder again
+        if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen by a link, or a run
             folders.clear()
             continue
         taken.add(os.path.realpath(root))

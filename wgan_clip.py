@@ -236,7 +236,7 @@ def train(args, ckpt=None):
     out = Path(args.out or (Path(args.resume).parent if ckpt else f"out/{SCRIPT}"))
     latest = out / "ckpt.pt"
     continues = bool(ckpt) and Path(args.resume).resolve() == latest.resolve()
-    if (out / "samples").exists() and not continues:
+    if not continues and (latest.exists() or (out / "samples").exists()):
         sys.exit(f"error: {out} holds a run: use a new --out, delete it, or --resume {latest}")
     torch.manual_seed(args.seed)
     args.data = args.data or default_data(args.data_dir)    # kept for --resume
@@ -305,7 +305,9 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True
+            continues = True            # pictures first: --resume draws a half-written one again
+            save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
+            save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
             with open(out / "ckpt.tmp", "wb") as file:      # torch.save(PATH) hides a full disk
                 torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
@@ -315,8 +317,6 @@ def train(args, ckpt=None):
             (out / "ckpt.tmp").replace(latest)      # so ckpt.pt is never half-written
             if args.keep:
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
-            save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
-            save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
                 table.writeheader()     # a row may lack columns, for instance loss_G
@@ -342,7 +342,7 @@ def main(argv=None):
     path = args.sample or args.resume
     if path:
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        if ckpt.get("script") != SCRIPT:
+        if not isinstance(ckpt, dict) or ckpt.get("script") != SCRIPT:
             sys.exit(f"error: {path} was not saved by {SCRIPT}.py")
         args = get_args(argv, **ckpt["args"])   # again, with the run's settings as defaults
     sample_checkpoint(args, ckpt) if args.sample else train(args, ckpt)
