@@ -490,14 +490,14 @@ def measure(path, args):
         own, text = measure_gan_mlp(images, ref)
     elif ref.net is None:
         own, text = {}, "no classifier, because there is one class or fewer than 2 held-back images"
-    elif name == "dcgan":
-        own, text = measure_dcgan(ckpt, ref)
     elif name == "infogan":
         own, text = measure_infogan(ckpt, images, labels, logits, ref, args.seed,
                                     data == "digits" and not classes)
-    elif name == "stackedgan":
+    elif labels:            # stackedgan, or a script with the recipe conditional.diff
         y = [ckpt["classes"].index(label) for label in labels]
         own, text = measure_stackedgan(torch.tensor(y, device=args.device), features, logits, ref)
+    elif name == "dcgan":
+        own, text = measure_dcgan(ckpt, ref)
     else:
         own, text = measure_wgan(path, ckpt, ref, args)
     return result | own, text
