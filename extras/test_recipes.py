@@ -1,6 +1,7 @@
 """Tests of the recipes: each applies to its script, trains, and does what it says."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
+import common
 from extras import toy
 from test_extras import HERE, README, digits, load, train
 
@@ -45,55 +47,69 @@ def patched(tmp_path_factory):
 
 @pytest.fixture
 def board(monkeypatch):
-    """A list of the names that TensorBoard's SummaryWriter gets. A stand-in writes it."""
+    """What TensorBoard's SummaryWriter gets: {name: (value, step)}. A stand-in writes it."""
     class Writer:
         def __init__(self, folder, purge_step):
-            names.clear()
+            values["from"] = purge_step
 
-        def add(self, name, values, step):
-            assert step > 0 and (not hasattr(values, "__len__") or len(values) > 10)
-            names.append(name)
+        def add(self, name, value, step):
+            values[name] = value, step
 
         def flush(self):
-            pass
+            values["flushed"] = True
         add_scalar = add_histogram = add
-    names = []
+    values = {}
     stand_in = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
-    return names
+    return values
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_trains_and_resumes(patched, digits, tmp_path, board, recipe):
     """A resumed run ends in the same weights, bit for bit, as an uninterrupted one."""
     script = patched(recipe)
-    train(script, digits, tmp_path / "run", "--epochs", 4, "--keep")
-    old, new = tmp_path / "run/ckpt_000002.pt", tmp_path / "resumed"
-    train(script, digits, new, "--epochs", 4, "--resume", old)
+    train(script, digits, tmp_path / "run", "--keep")
+    old, new = tmp_path / "run/ckpt_000001.pt", tmp_path / "resumed"
+    train(script, digits, new, "--resume", old)
     assert_close(load(tmp_path / "run"), load(new), rtol=0, atol=0)
     script.main(["--sample", str(old), "--num", "8", "--out", str(tmp_path / "sample.png")])
     assert Image.open(tmp_path / "sample.png").size == (82, 12)
-
-
-@pytest.mark.parametrize("recipe, other", [
-    *(("logger", name) for name in ("gan_mlp", "dcgan", "wgan_gp", "infogan", "stackedgan")),
-    *(("lr_decay", name) for name in ("dcgan", "infogan", "stackedgan")),
-    *(("export", name) for name in ("gan_mlp", "wgan_clip", "wgan_gp")), ("own_data", "gan_mlp")])
-def test_other_scripts(patched, digits, tmp_path, board, recipe, other):
-    """What logger and lr_decay do, and that four recipes apply to more scripts than their own."""
-    script = patched(recipe, other)
-    few = {"stackedgan": ["--encoder-steps", 3], "wgan_gp": ["--n-critic", 2]}.get(other, [])
-    train(script, digits, tmp_path / "run", "--epochs", 4, *few)
-    ckpt = load(tmp_path / "run")
-    D = [name for name in ckpt if name[0] == "D"]
     if recipe == "logger":
-        columns = set(ckpt["rows"][-1]) - {"epoch", "step", "minutes"}
-        assert set(board) == columns | {f"weights of {name}" for name in D}
-    if recipe == "lr_decay":
-        args = script.get_args([])
-        full = args.lr_d0 if other == "stackedgan" else args.lr_d
-        last = ckpt["opt_D0" if other == "stackedgan" else "opt_D"]
-        assert last["param_groups"][0]["lr"] == full / 2        # that of the last of four epochs
+        assert board["from"] == load(new)["rows"][8]["step"] + 1        # an epoch has nine lines
+
+
+def small(script):
+    return {"stackedgan": ["--encoder-steps", 3], "wgan_clip": ["--n-critic", 2],
+            "wgan_gp": ["--n-critic", 2]}.get(script, [])
+
+
+@pytest.mark.parametrize("script", (None, "gan_mlp", "dcgan", "wgan_gp", "infogan", "stackedgan"))
+def test_logger(patched, digits, tmp_path, board, script):
+    """TensorBoard gets every column of the log, and the weights of each D."""
+    module = patched("logger", script)
+    train(module, digits, tmp_path, *small(module.SCRIPT))
+    ckpt = load(tmp_path)
+    row = {k: (x, row["step"]) for row in ckpt["rows"] for k, x in row.items()
+           if k not in ("epoch", "step")}       # the last value of each, as loss_G is not in all
+    weights = {f"weights of {name}": (nn.utils.parameters_to_vector(
+        [w for key, w in ckpt[name].items() if "running" not in key and "num_b" not in key]), 18)
+        for name in ckpt if name[0] == "D"}
+    assert_close(board, {"from": 1, "flushed": True, **row, **weights}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("script", (None, "gan_mlp", "wgan_clip", "wgan_gp", "infogan",
+                                    "stackedgan"))
+def test_lr_decay(patched, digits, tmp_path, script):
+    """All rates are full in the first half, and then fall."""
+    module, tmp = patched("lr_decay", script), tmp_path
+    train(module, digits, tmp, "--epochs", 4, "--keep", *small(module.SCRIPT))
+    for opt in (name for name in load(tmp) if "opt" in name):
+        first, *others = (load(tmp, f"ckpt_{epoch:06}.pt")[opt]["param_groups"][0]["lr"]
+                          for epoch in range(1, 5))
+        flag = opt.lower().replace("opt", "lr") if script == "stackedgan" else {
+            "opt_G": "lr", "opt_D": "lr_d"}[opt]
+        assert first == vars(module.get_args([]))[flag]
+        assert others == [first, first, first / 2]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -108,11 +124,6 @@ def test_head_and_table(patched, recipe):
     added, removed = (len(re.findall(rf"^\{sign}(?![+-]{{2}} )", diff, re.M)) for sign in "+-")
     row = re.search(rf"^\| \[{recipe}\].*$", README, re.M)[0]
     assert f"| +{added} −{removed} |" in row and f"(extras/recipes/{recipe}.diff)" in row
-
-
-def gradient(values, function):
-    values.requires_grad_()
-    return torch.autograd.grad(function(values), values)[0]
 
 
 def test_losses(patched):
@@ -135,47 +146,113 @@ def test_losses(patched):
     assert_close(r3gan.penalty(lambda x: x.square() @ w, torch.eye(2)), torch.tensor(50.0))
 
 
-def test_conditional(patched, digits, tmp_path):
-    """The class that G is asked for is the one whose output of D counts, and names the files."""
-    script = patched("conditional")
+def call(function, **values):
+    """Call a function or class with those of `values` that it takes."""
+    return function(**{name: values[name] for name in inspect.signature(function).parameters})
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if script_of(name) == "dcgan"])
+def test_steps_go_the_right_way(patched, recipe):
+    """A step of G raises the scores of fakes, and a step of D widens the gap to real images."""
+    script = patched(recipe)
     torch.manual_seed(0)
-    G, D = script.Generator(4, (1, 8, 8), 4, False, 3), script.Discriminator((1, 8, 8), 4, 3)
-    opt = torch.optim.SGD(D.parameters(), 1.0)
-    before = D.net[-1].weight.clone()
-    y = F.one_hot(torch.tensor([0, 2, 2, 0]), 3)
-    script.train_discriminator(G, D, opt, torch.rand(4, 1, 8, 8), y)
-    assert (D.net[-1].weight != before).any(1).tolist() == [True, False, True]
-    seen, forward = [], G.forward
-    G.forward = lambda z: seen.append(z[:, -3:]) or forward(z)
-    D.forward = lambda x: x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, -1.0, 2.0])
-    loss = script.train_generator(G, D, torch.optim.SGD(G.parameters(), 1.0), y)["loss_G"]
-    assert seen[0].tolist() == y.tolist() and loss > 0
-    train(script, digits, tmp_path / "run")
-    ckpt = str(tmp_path / "run/ckpt.pt")
-    assert Image.open(tmp_path / "run/samples/000002.png").size == (82, 22)     # two rows
-    for label, names in ([], ["0"] * 8 + ["1"] * 8), (["--label", "1"], ["1"] * 16):
+    y = F.one_hot(torch.arange(32) % 3, 3)
+    values = {"z_dim": 4, "shape": (1, 8, 8), "width": 4, "upsample": False, "K": 3, "n": 32, "y": y,
+              "gamma": 0.1, "real": torch.rand(32, 1, 8, 8)}
+    G, D = call(script.Generator, **values), call(script.Discriminator, **values)
+    z = torch.randn(32, 4)
+
+    def scores():
+        with torch.no_grad():
+            fake = G(torch.cat([z, y], 1) if recipe == "conditional" else z)
+            return [D(x, y) if recipe == "conditional" else D(x) for x in (values["real"], fake)]
+
+    for player, net, function in (("G", G, script.train_generator),
+                                  ("D", D, script.train_discriminator)):
+        opt = torch.optim.Adam(net.parameters(), 3e-3, betas=(0.5, 0.9))
+        real, fake = scores()
+        for _ in range(20):
+            stats = call(function, G=G, D=D, opt=opt, **values)
+        new_real, new_fake = scores()
+        if player == "G":
+            assert new_fake.mean() > fake.mean()
+        else:
+            assert (new_real - new_fake).mean() > (real - fake).mean()
+    if recipe in ("hinge", "lsgan"):
+        D.forward = lambda x: torch.full([len(x)], 3.0, requires_grad=True)
+        stats = call(script.train_discriminator, G=G, D=D, opt=opt, **values)
+        assert (stats["D(x)"], stats["D(G(z))"]) == (3, 3)
+
+
+def test_penalties_of_r3gan_count(patched):
+    """Both penalties are in D's gradient: for D(x) = w x, it is gamma w for each."""
+    script, (w, b) = patched("r3gan"), (torch.tensor([0.6]), torch.zeros(1))
+    G, D = script.Generator(4, (1, 1, 1), 4, False), nn.Sequential(nn.Flatten(), nn.Linear(1, 1))
+    nn.utils.vector_to_parameters(torch.cat([w, b]), D.parameters())
+    D.append(nn.Flatten(0))
+    before, slopes = D[1].weight.item(), []
+    for gamma in 0.0, 3.0:
+        D[1].weight.data.fill_(0.6)
+        torch.manual_seed(0)
+        script.train_discriminator(G, D, torch.optim.SGD(D.parameters(), 1.0),
+                                   torch.ones(2, 1, 1, 1), gamma)
+        slopes.append(before - D[1].weight.item())
+    assert_close(slopes[1] - slopes[0], 3.0 * 2 * 0.6)
+
+
+def test_conditional(patched, tmp_path, monkeypatch):
+    """G and D get the class of the image, in training, in the grids and in samples."""
+    script = patched("conditional")
+    for i, name in enumerate(("black", "grey", "white")):       # so an image shows its class
+        common.save_images(torch.full((12, 1, 8, 8), i - 1.0), tmp_path / "data" / name)
+    seen, cat, step = [], torch.cat, script.train_discriminator
+
+    def spy(G, D, opt, real, y):
+        assert real.mean((1, 2, 3)).round().add(1).tolist() == y.argmax(1).tolist()
+        classes = []
+        hooks = [net.register_forward_hook(lambda net, inputs, output: classes.append(
+            inputs[-1][:, -3:].tolist())) for net in (G, D)]
+        stats = step(G, D, opt, real, y)
+        stats |= script.train_generator(G, D, opt, y)
+        assert classes == 5 * [y.tolist()]      # G, D(x), D(G(z)); G, D(G(z))
+        [hook.remove() for hook in hooks]
+        return stats
+
+    monkeypatch.setattr(script, "train_discriminator", spy)
+    train(script, tmp_path / "data", tmp_path / "run")
+    z = load(tmp_path / "run")["z"]
+    assert z.shape == (24, 103) and z[:, 100:].argmax(1).tolist() == sorted(8 * [0, 1, 2])
+    assert Image.open(tmp_path / "run/samples/000002.png").size == (82, 32)     # three rows
+    draw = script.sample
+    monkeypatch.setattr(script, "sample", lambda G, z: seen.append(z[:, 100:]) or draw(G, z))
+    names = sorted(("black", "grey", "white"))
+    for label, classes in ([], [0, 1, 2]), (["--label", "1"], [1]), (["--label", "2", "0"], [2, 0]):
         folder = tmp_path / f"many{len(label)}"
-        script.main(["--sample", ckpt, "--num", "16", "--out", str(folder), *label])
-        assert [path.name[0] for path in sorted(folder.iterdir())] == names
+        script.main(["--sample", str(tmp_path / "run/ckpt.pt"), "--num", "20", "--walk", "--out",
+                     str(folder), *label])
+        y = [classes[i // 8 % len(classes)] for i in range(20)]
+        assert seen.pop().argmax(1).tolist() == y
+        assert {path.name for path in folder.iterdir()} == {
+            f"{names[k]}_{i:05}.png" for i, k in enumerate(y)}
 
 
 def test_few_images(patched):
     """Each image is shifted by itself, by an eighth of its side at most, and in training only."""
     script = patched("few_images")
     torch.manual_seed(0)
-    x = torch.zeros(500, 1, 16, 16)
+    x = torch.ones(500, 3, 16, 16)
     x[:, :, 8, 8] = 9.0
     y = script.augment(x)
-    places = y.flatten(1).argmax(1)
-    assert {(int(i) // 16 - 8, int(i) % 16 - 8) for i in places} == {
-        (i, j) for i in range(-2, 3) for j in range(-2, 3)}
-    light = y[:, 0, 0, 0]
+    light = y.amin((1, 2, 3), keepdim=True) - 1         # the same for a whole image, also its edges
     assert -0.5 <= light.min() < -0.45 and 0.45 < light.max() <= 0.5
-    assert_close(y.flatten(1).amax(1) - light, torch.full((500,), 9.0))
-    D = script.Discriminator((1, 16, 16), 4)
+    assert ((y - light - 1).abs() < 1e-5).sum((1, 2, 3)).eq(3 * 255).all()
+    assert {(int(i) // 16 - 8, int(i) % 16 - 8) for i in y[:, 0].flatten(1).argmax(1)} == {
+        (i, j) for i in range(-2, 3) for j in range(-2, 3)}
+    D = script.Discriminator((3, 16, 16), 4)
     assert len({D(x[:2])[0].item() for _ in range(5)}) == 5
     assert len({D.eval()(x[:2])[0].item() for _ in range(5)}) == 1
-    assert gradient(x, lambda x: D.train()(x).sum()).any()
+    x.requires_grad_()
+    assert torch.autograd.grad(D.train()(x).sum(), x)[0].any()
 
 
 def test_spectral_norm(patched):
@@ -192,30 +269,49 @@ def test_spectral_norm(patched):
 
 
 def test_l1(patched):
-    """With a D that knows nothing, the fakes move towards the median of the images."""
+    """The term is 0.05 times the mean distance of each fake from its real image."""
     script = patched("l1")
-    torch.manual_seed(0)
     G, D = script.Generator(2, (1, 1, 1), 4), nn.Sequential(nn.Flatten(), nn.Linear(1, 1))
-    nn.init.zeros_(D[1].weight)
-    opt = torch.optim.Adam(G.parameters(), 0.01)
-    real = torch.tensor([-0.9, -0.6, 0.5, 0.5, 0.5, 0.6, 0.7]).view(7, 1, 1, 1)     # mean 0.19
-    for _ in range(300):
-        script.train_generator(G, D, opt, real, "ns")
-    assert_close(script.sample(G, torch.randn(50, 2)).mean(), torch.tensor(0.5), rtol=0, atol=0.1)
+    G.forward, real = lambda z: 0.25 * torch.ones(2, 1, 1, 1), torch.tensor([-1.0, 1.0])
+    nn.init.constant_(D[1].weight, 1.0)
+    nn.init.zeros_(D[1].bias)
+    opt = torch.optim.SGD(G.parameters(), 1.0)
+    opt.step = lambda: None
+    weights = [w for w in G.parameters()]
+    G.forward = lambda z: 0.25 + 0 * weights[-1].sum() * torch.ones(2, 1, 1, 1)
+    loss = script.train_generator(G, D, opt, real.view(2, 1, 1, 1), "ns")["loss_G"]
+    assert_close(loss, -F.logsigmoid(torch.tensor(0.25)) + 0.05 * (1.25 + 0.75) / 2)
 
 
-def test_export(patched, digits, tmp_path):
+@pytest.mark.parametrize("name", (None, "gan_mlp"))
+def test_own_data(patched, tmp_path, monkeypatch, name):
+    """Images of any size become squares from -1 to 1, also if they are fewer than a batch."""
+    script, seen = patched("own_data", name), []
+    (tmp_path / "data/white").mkdir(parents=True)
+    for i in range(3):
+        Image.new("L", (10 + i, 20), 255).save(tmp_path / f"data/white/{i}.png")
+    step = script.train_discriminator
+    monkeypatch.setattr(script, "train_discriminator",
+                        lambda G, D, opt, real: seen.append(real) or step(G, D, opt, real))
+    train(script, tmp_path / "data", tmp_path / "run")
+    assert len(seen) == 2 and all(torch.equal(x, torch.ones(3, 3, 8, 8)) for x in seen)
+
+
+@pytest.mark.parametrize("name", (None, "gan_mlp", "wgan_clip", "wgan_gp"))
+def test_export(patched, tmp_path, monkeypatch, name):
     """The file gives the images of the script, for another number of them."""
-    script = patched("export")
-    train(script, digits, tmp_path)
-    script.main(["--sample", str(tmp_path / "ckpt.pt"), "--export", str(tmp_path / "G.pt2")])
-    G = script.Generator(100, (1, 8, 8), 4, False).eval()
-    G.load_state_dict(load(tmp_path)["G_ema"])
-    z = torch.randn(5, 100)
+    script = patched("export", name)
+    args = script.get_args(["--width", "4", "--export", str(tmp_path / "G.pt2")])
+    values = {**vars(args), "shape": (1, 8, 8)}
+    torch.manual_seed(0)
+    G = call(script.Generator, **values).eval()
+    script.sample_checkpoint(args, {"shape": (1, 8, 8), "G_ema": G.state_dict()})
+    z = torch.randn(5, args.z_dim)
     assert_close(torch.export.load(tmp_path / "G.pt2").module()(z), G(z))
+    assert [*tmp_path.iterdir()] == [tmp_path / "G.pt2"]
 
 
 def test_toy(tmp_path):
-    toy.main(steps=30, out=tmp_path / "toy")
+    toy.main(steps=15, out=tmp_path / "toy")
     names = [path.name for path in sorted(tmp_path.rglob("*.png"))]
     assert names == ["critics.png", "distance.png", "game.png", "layers.png"]
