@@ -100,12 +100,11 @@ def game(steps):
         axis.stairs(fake, edges, fill=True, color="C1", alpha=0.5, label="density of fakes")
         axis.set(title=f"step {end}", xlabel="x", ylim=(0, 1.2))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
 
 
 def distance(steps):
     thetas, fine = torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 100)
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), sharey=True, layout="constrained")
+    _, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), sharey=True, layout="constrained")
 
     def draw(axis, title, exact, column, step, **options):
         estimates = []
@@ -126,7 +125,6 @@ def distance(steps):
     draw(axes[1], "Wasserstein distance: a slope everywhere", fine.abs(),
          "W", wgan_gp.train_critic, gp_weight=10.0)
     axes[1].legend(loc="upper center")
-    return figure
 
 
 def critics(steps):
@@ -147,11 +145,10 @@ def critics(steps):
     axes[0, 0].set_ylabel("weights clipped at 0.1")
     axes[1, 0].set_ylabel("gradient penalty")
     figure.suptitle("D(x): yellow looks real to D, blue looks fake. White: real points")
-    return figure
 
 
 def layers(steps):
-    figure, axis = pyplot.subplots(figsize=(5, 3), layout="constrained")
+    _, axis = pyplot.subplots(figsize=(5, 3), layout="constrained")
     G = fakes(lambda z: swiss_roll(len(z)) + z)
     for clip in 0.001, 0.01, 0.1, None:
         D = discriminator(2, depth=10)
@@ -168,7 +165,6 @@ def layers(steps):
     axis.set(xlabel="layer of D, from its input to its output", xticks=range(1, 12),
              ylabel="gradient of the loss")
     axis.legend()
-    return figure
 
 
 def main(steps=1500, out="out/toy"):
@@ -177,7 +173,9 @@ def main(steps=1500, out="out/toy"):
     Path(out).mkdir(parents=True, exist_ok=True)
     for draw in game, distance, critics, layers:
         torch.manual_seed(0)
-        draw(steps).savefig(Path(out, f"{draw.__name__}.png"), dpi=100)
+        draw(steps)
+        pyplot.savefig(Path(out, f"{draw.__name__}.png"), dpi=100)
+        pyplot.close()
         print(f"wrote {out}/{draw.__name__}.png", flush=True)
 
 
