@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import re
 import shlex
 import shutil
@@ -185,19 +186,19 @@ def test_steps_go_the_right_way(patched, recipe):
 
 
 def test_penalties_of_r3gan_count(patched):
-    """Both penalties are in D's gradient: for D(x) = w x, it is gamma w for each."""
-    script, (w, b) = patched("r3gan"), (torch.tensor([0.6]), torch.zeros(1))
-    G, D = script.Generator(4, (1, 1, 1), 4, False), nn.Sequential(nn.Flatten(), nn.Linear(1, 1))
-    nn.utils.vector_to_parameters(torch.cat([w, b]), D.parameters())
-    D.append(nn.Flatten(0))
-    before, slopes = D[1].weight.item(), []
+    """The gradient of D(x) = w x^2 is 4 w at a real x = 2 and 2 w at a fake G(z) = 1."""
+    script = patched("r3gan")
+    G, D = script.Generator(4, (1, 1, 1), 4, False), nn.Linear(1, 1, bias=False)
+    G.forward = lambda z: torch.ones(2, 1, 1, 1)
+    D.forward = lambda x: x.flatten().square() * D.weight.squeeze()
+    slopes = []
     for gamma in 0.0, 3.0:
-        D[1].weight.data.fill_(0.6)
-        torch.manual_seed(0)
+        nn.init.constant_(D.weight, 0.5)
         script.train_discriminator(G, D, torch.optim.SGD(D.parameters(), 1.0),
-                                   torch.ones(2, 1, 1, 1), gamma)
-        slopes.append(before - D[1].weight.item())
-    assert_close(slopes[1] - slopes[0], 3.0 * 2 * 0.6)
+                                   torch.full((2, 1, 1, 1), 2.0), gamma)
+        slopes.append(0.5 - D.weight.item())
+    # gamma / 2 times the derivative of (4 w)^2 + (2 w)^2
+    assert math.isclose(slopes[1] - slopes[0], 3.0 / 2 * (32 + 8) * 0.5, rel_tol=1e-5)
 
 
 def test_conditional(patched, tmp_path, monkeypatch):
@@ -287,14 +288,14 @@ def test_l1(patched):
 def test_own_data(patched, tmp_path, monkeypatch, name):
     """Images of any size become squares from -1 to 1, also if they are fewer than a batch."""
     script, seen = patched("own_data", name), []
-    (tmp_path / "data/white").mkdir(parents=True)
+    (tmp_path / "data/black").mkdir(parents=True)
     for i in range(3):
-        Image.new("L", (10 + i, 20), 255).save(tmp_path / f"data/white/{i}.png")
+        Image.new("L", (10 + i, 20), 0).save(tmp_path / f"data/black/{i}.png")
     step = script.train_discriminator
     monkeypatch.setattr(script, "train_discriminator",
                         lambda G, D, opt, real: seen.append(real) or step(G, D, opt, real))
     train(script, tmp_path / "data", tmp_path / "run")
-    assert len(seen) == 2 and all(torch.equal(x, torch.ones(3, 3, 8, 8)) for x in seen)
+    assert len(seen) == 2 and all(torch.equal(x, -torch.ones(3, 3, 8, 8)) for x in seen)
 
 
 @pytest.mark.parametrize("name", (None, "gan_mlp", "wgan_clip", "wgan_gp"))
