@@ -206,7 +206,7 @@ def test_conditional(patched, tmp_path, monkeypatch):
     script = patched("conditional")
     for i, name in enumerate(("black", "grey", "white")):       # so an image shows its class
         common.save_images(torch.full((12, 1, 8, 8), i - 1.0), tmp_path / "data" / name)
-    seen, cat, step = [], torch.cat, script.train_discriminator
+    seen, step = [], script.train_discriminator
 
     def spy(G, D, opt, real, y):
         assert real.mean((1, 2, 3)).round().add(1).tolist() == y.argmax(1).tolist()
@@ -225,16 +225,20 @@ def test_conditional(patched, tmp_path, monkeypatch):
     assert z.shape == (24, 103) and z[:, 100:].argmax(1).tolist() == sorted(8 * [0, 1, 2])
     assert Image.open(tmp_path / "run/samples/000002.png").size == (82, 32)     # three rows
     draw = script.sample
-    monkeypatch.setattr(script, "sample", lambda G, z: seen.append(z[:, 100:]) or draw(G, z))
+    monkeypatch.setattr(script, "sample", lambda G, z: seen.append(z) or draw(G, z))
     names = sorted(("black", "grey", "white"))
     for label, classes in ([], [0, 1, 2]), (["--label", "1"], [1]), (["--label", "2", "0"], [2, 0]):
         folder = tmp_path / f"many{len(label)}"
         script.main(["--sample", str(tmp_path / "run/ckpt.pt"), "--num", "20", "--walk", "--out",
                      str(folder), *label])
         y = [classes[i // 8 % len(classes)] for i in range(20)]
-        assert seen.pop().argmax(1).tolist() == y
+        assert seen[-1][:, 100:].argmax(1).tolist() == y
         assert {path.name for path in folder.iterdir()} == {
             f"{names[k]}_{i:05}.png" for i, k in enumerate(y)}
+    script.main(["--sample", str(tmp_path / "run/ckpt.pt"), "--num", "20", "--walk", "--z-scale",
+                 "2.3", "--label", "2", "0"])
+    assert_close(seen[-1][:, :100], 2 * seen[-2][:, :100])      # the default is 1.15
+    assert torch.equal(seen[-1][:, 100:], seen[-2][:, 100:])
 
 
 def test_few_images(patched):

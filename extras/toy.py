@@ -7,8 +7,8 @@ game.png        What the game does (arXiv:1406.2661, figure 1): real numbers, fa
 distance.png    Why another distance (arXiv:1701.07875, example 1): real points lie on one vertical
                 line, and fakes on another, theta to the right of it.
 critics.png     Why a penalty (arXiv:1704.00028, figure 1): the scores that a critic with clipped
-                weights and one with a penalty give to each place, and the weights of these critics.
-layers.png      Why a penalty (figure 1b): the gradient on its way through a deep critic.
+                weights and one with a penalty give to each place, and the weights of the last two.
+layers.png      Why a penalty (figure 1b, left): the gradient in each layer of a deep critic.
 """
 
 import math
@@ -122,7 +122,7 @@ def distance(steps):
 
     draw(axes[0], "Jensen-Shannon divergence: flat", torch.full((100,), math.log(2)),
          "jsd", gan_mlp.train_discriminator)
-    draw(axes[1], "Wasserstein distance: a slope everywhere", fine.abs(),
+    draw(axes[1], "Wasserstein distance: a slope on both sides", fine.abs(),
          "W", wgan_gp.train_critic, gp_weight=10.0)
     axes[1].legend(loc="upper center")
 
@@ -141,7 +141,7 @@ def critics(steps):
             axis.set(xticks=[], yticks=[])
             row[3].clear()              # in the end, it shows the weights of the third critic
             row[3].hist(nn.utils.parameters_to_vector(D.parameters()).detach(), 60, log=True)
-            row[3].set_title("weights of this critic")
+            row[3].set_title("weights (spiral)")
     axes[0, 0].set_ylabel("weights clipped at 0.1")
     axes[1, 0].set_ylabel("gradient penalty")
     figure.suptitle("D(x): yellow looks real to D, blue looks fake. White: real points")
@@ -152,7 +152,7 @@ def layers(steps):
     G = fakes(lambda z: swiss_roll(len(z)) + z)
     for clip in 0.001, 0.01, 0.1, None:
         D = discriminator(2, depth=10)
-        for layer in D[:-1:2]:          # with PyTorch's initial weights, so deep a D hardly learns
+        for layer in D[:-1:2]:          # PyTorch's own initial weights are too small for such a D
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         train(D, G, swiss_roll, clip, steps // 3)
         x, outputs = torch.cat([swiss_roll(256), G(torch.randn(256, 2))]), []
