@@ -23,6 +23,7 @@ from test_extras import HERE, README, digits, load, train
 
 RECIPES = {path.stem: path for path in sorted((HERE / "recipes").glob("*.diff"))}
 
+
 def script_of(recipe):
     return re.search(r"^--- a/(\w+)\.py$", RECIPES[recipe].read_text(), re.M)[1]
 
@@ -115,7 +116,7 @@ def test_lr_decay(patched, digits, tmp_path, script):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_head_and_table(patched, recipe):
-    """The commands of the head work, and README knows the recipe and how long it is."""
+    """The script takes the flags in the head, and README's row has the file, script and lines."""
     head, diff = re.split(r"^(?=--- a/)", RECIPES[recipe].read_text(), flags=re.M)
     assert f"git apply extras/recipes/{recipe}.diff" in head
     commands = re.findall(r"^    python (\w+)\.py (.*?)(?: +#.*)?$", head, re.M)
@@ -125,6 +126,7 @@ def test_head_and_table(patched, recipe):
     added, removed = (len(re.findall(rf"^\{sign}(?![+-]{{2}} )", diff, re.M)) for sign in "+-")
     row = re.search(rf"^\| \[{recipe}\].*$", README, re.M)[0]
     assert f"| +{added} −{removed} |" in row and f"(extras/recipes/{recipe}.diff)" in row
+    assert row.split(" | ")[1].split(", ")[0] == script_of(recipe)
 
 
 def test_losses(patched):
@@ -173,7 +175,7 @@ def test_steps_go_the_right_way(patched, recipe):
         opt = torch.optim.Adam(net.parameters(), 3e-3, betas=(0.5, 0.9))
         real, fake = scores()
         for _ in range(20):
-            stats = call(function, G=G, D=D, opt=opt, **values)
+            call(function, G=G, D=D, opt=opt, **values)
         new_real, new_fake = scores()
         if player == "G":
             assert new_fake.mean() > fake.mean()
@@ -216,7 +218,8 @@ def test_conditional(patched, tmp_path, monkeypatch):
         stats = step(G, D, opt, real, y)
         stats |= script.train_generator(G, D, opt, y)
         assert classes == 5 * [y.tolist()]      # G, D(x), D(G(z)); G, D(G(z))
-        [hook.remove() for hook in hooks]
+        for hook in hooks:
+            hook.remove()
         return stats
 
     monkeypatch.setattr(script, "train_discriminator", spy)
@@ -263,16 +266,16 @@ def test_few_images(patched):
 def test_l1(patched):
     """The term is 0.05 times the mean distance of each fake from its real image."""
     script = patched("l1")
-    G, D = script.Generator(2, (1, 1, 1), 4), nn.Sequential(nn.Flatten(), nn.Linear(1, 1))
-    G.forward, real = lambda z: 0.25 * torch.ones(2, 1, 1, 1), torch.tensor([-1.0, 1.0])
-    nn.init.constant_(D[1].weight, 1.0)
-    nn.init.zeros_(D[1].bias)
+    G, D, real = nn.Linear(2, 1), nn.Flatten(0), torch.tensor([[-1.0], [0.5], [1.0]])
+    G.z_dim = 2
+    nn.init.zeros_(G.weight)
+    nn.init.constant_(G.bias, 0.25)     # all fakes are 0.25, and so are their scores
     opt = torch.optim.SGD(G.parameters(), 1.0)
-    opt.step = lambda: None
-    weights = [w for w in G.parameters()]
-    G.forward = lambda z: 0.25 + 0 * weights[-1].sum() * torch.ones(2, 1, 1, 1)
-    loss = script.train_generator(G, D, opt, real.view(2, 1, 1, 1), "ns")["loss_G"]
-    assert_close(loss, -F.logsigmoid(torch.tensor(0.25)) + 0.05 * (1.25 + 0.75) / 2)
+    loss = script.train_generator(G, D, opt, real, "ns")["loss_G"]
+    assert_close(loss, -F.logsigmoid(torch.tensor(0.25)) + 0.05 * (1.25 + 0.25 + 0.75) / 3)
+    # The slope of the first term is -sigmoid(-0.25). Of the three images, two are larger than 0.25.
+    slope = -torch.sigmoid(torch.tensor(-0.25)) - 0.05 / 3
+    assert_close(G.bias.data, 0.25 - slope.view(1))
 
 
 @pytest.mark.parametrize("name", (None, "gan_mlp"))
@@ -290,7 +293,7 @@ def test_own_data(patched, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", (None, "gan_mlp", "wgan_clip", "wgan_gp"))
-def test_export(patched, tmp_path, monkeypatch, name):
+def test_export(patched, tmp_path, name):
     """The file gives the images of the script, for another number of them."""
     script = patched("export", name)
     args = script.get_args(["--width", "4", "--export", str(tmp_path / "G.pt2")])
@@ -304,6 +307,13 @@ def test_export(patched, tmp_path, monkeypatch, name):
 
 
 def test_toy(tmp_path):
+    """Four pictures are drawn. In distance.png, the JSD is log 2 except at 0, and W is |theta|."""
     toy.main(steps=15, out=tmp_path / "toy")
     names = [path.name for path in sorted(tmp_path.rglob("*.png"))]
     assert names == ["critics.png", "distance.png", "game.png", "layers.png"]
+    torch.manual_seed(0)
+    toy.distance(steps=200)
+    jsd, W = (torch.as_tensor(axis.lines[-1].get_ydata()) for axis in toy.pyplot.gcf().axes)
+    toy.pyplot.close()
+    assert_close(jsd, math.log(2) * (torch.linspace(-1, 1, 9) != 0).double(), rtol=0, atol=0.1)
+    assert_close(W[[0, 4, 8]], torch.tensor([1.0, 0.0, 1.0]).double(), rtol=0, atol=0.1)

@@ -61,6 +61,8 @@ def train(D, G, data, clip, steps):
             wgan_gp.train_critic(G, D, opt, data(256), gp_weight=1.0)
 
 
+# ---- real points: n of them, as a tensor (n, 2) ----
+
 def eight_gaussians(n):
     angle = torch.randint(8, (n, 1)) * math.pi / 4
     return 2.5 * torch.cat([angle.cos(), angle.sin()], 1) + 0.06 * torch.randn(n, 2)
@@ -75,14 +77,16 @@ def swiss_roll(n):
     return angle / 4 * torch.cat([angle.cos(), angle.sin()], 1) + 0.06 * torch.randn(n, 2)
 
 
+# ---- one function for each picture ----
+
 def game(steps):
     p_data = MixtureSameFamily(Categorical(torch.ones(2)),
                                Normal(torch.tensor([-1.5, 1.0]), torch.tensor([0.4, 0.6])))
     edges = torch.linspace(-4, 4, 81)   # of the histogram of the fakes
     x = (edges[1:] + edges[:-1]) / 2
     real = p_data.log_prob(x).exp()
-    G, D = mlp(1, 2), discriminator(1)
-    G.z_dim, step = 1, 0
+    G, D, step = mlp(1, 2), discriminator(1), 0
+    G.z_dim = 1
     opt_G, opt_D = adam(G, 1e-4), adam(D, 3e-3)
     figure, axes = pyplot.subplots(1, 4, figsize=(8, 2.6), sharey=True, layout="constrained")
     for axis, end in zip(axes, (steps // 75, steps // 15, steps // 5, steps * 2 // 3)):
@@ -139,9 +143,9 @@ def critics(steps):
             axis.contourf(line, line, scores.T, 15)
             axis.plot(*data(300).T, "w.", ms=1.5)
             axis.set(xticks=[], yticks=[])
-            row[3].clear()              # in the end, it shows the weights of the third critic
-            row[3].hist(nn.utils.parameters_to_vector(D.parameters()).detach(), 60, log=True)
-            row[3].set_title("weights (spiral)")
+            if data is swiss_roll:
+                row[3].hist(nn.utils.parameters_to_vector(D.parameters()).detach(), 60, log=True)
+                row[3].set_title("weights (spiral)")
     axes[0, 0].set_ylabel("weights clipped at 0.1")
     axes[1, 0].set_ylabel("gradient penalty")
     figure.suptitle("D(x): yellow looks real to D, blue looks fake. White: real points")
