@@ -22,7 +22,7 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
     data: "mnist", "fashion-mnist" or "cifar10", which are downloaded into `data_dir`; "digits",
         which are drawn; or a folder that holds images or one sub-folder of images for each class.
     train: False returns the images that are held back from training: the test images of a
-        downloaded set, or one in ten of the digits and of the images of a folder.
+        downloaded set, those in FOLDER/test if FOLDER/train holds all others, or one in ten.
     classes: names or numbers of the classes to keep; their labels become 0, 1, … in this order.
     image_size: the side H in pixels. 0 keeps that of the data; images of a folder then get 64.
     Images of a folder are cropped to squares. They are grey if all of them are, or else RGB.
@@ -40,12 +40,10 @@ def load_images(data, data_dir="data", *, train=True, classes=None, image_size=0
         images, labels, _, _ = (x[:18_000] if train else x[18_000:] for x in digits(20_000))
         names = "zero one two three four five six seven eight nine".split()     # as in MNIST
     else:
-        images, labels, names = _read_folder(data, image_size or 64)
-        held_back = torch.arange(len(images)) % 10 == 0
+        images, labels, names, held_back = _read_folder(data, image_size or 64)
         images, labels = images[held_back != train], labels[held_back != train]
     if image_size and images.shape[-1] != image_size:   # in parts, as resizing makes float copies
-        parts = [TF.resize(x, [image_size] * 2, antialias=True) for x in images.split(1000)]
-        images = torch.cat(parts)
+        images = torch.cat([TF.resize(x, image_size) for x in images.split(1000)])
     numbers = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     for name in classes or []:          # names come before numbers, as a folder may be called 1
         if name not in numbers:
@@ -72,7 +70,7 @@ def default_data(data_dir="data"):
 
 @lru_cache(1)       # so that two calls, for training and held-out images, read the folder once
 def _read_folder(folder, side):
-    """Return images, labels and class names of a folder, in the order of the paths."""
+    """Return images and labels in the order of the paths, class names, and which to hold back."""
     known, taken, paths = Image.registered_extensions(), set(), []
     for root, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen by a link, or a run
@@ -90,12 +88,16 @@ def _read_folder(folder, side):
         sys.exit(f"error: {folder} is not a folder of images, {', '.join(DOWNLOADS)} or digits")
     channels = max(len(images[i]) for i in good)
     parts = [paths[i].relative_to(folder).parts for i in good]
+    held_back = [i % 10 == 0 for i in range(len(good))]
+    if {first for first, *_ in parts} == {"train", "test"}:
+        held_back, parts = [path[0] == "test" for path in parts], [path[1:] for path in parts]
     classes = [first if rest else "(top)" for first, *rest in parts]
     names = sorted(set(classes))
     if "(top)" in names and len(names) > 1:
         print(f"{folder}: the images beside its sub-folders are a class of their own, (top)")
     images = torch.stack([images[i].expand(channels, -1, -1) for i in good])
-    return images, torch.tensor([names.index(name) for name in classes]), names
+    labels = torch.tensor([names.index(name) for name in classes])
+    return images, labels, names, torch.tensor(held_back)
 
 
 def _read(path, side):
@@ -182,8 +184,7 @@ def save_images(images, path, columns=8, labels=None):
 
 def save_gif(paths, path):
     """Join pictures, at most about 100, into a looping GIF: 0.25 s each, and 2 s for the last."""
-    *rest, last = paths
-    paths = [*rest[::len(rest) // 100 + 1], last]
+    paths = [*paths[:-1][::len(paths) // 100 + 1], paths[-1]]
     frames = [Image.open(path).convert("RGB").quantize(64) for path in paths]
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0,
                    duration=[250] * (len(frames) - 1) + [2000])

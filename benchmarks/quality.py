@@ -11,7 +11,8 @@ It always prints
     floor       the cFID of as many training images, about the best that samples can reach
     score       exp(E KL(p(y|x) || p(y))), from 1 to the number of classes; it is high if every
                 sample clearly shows one class and all classes are equally frequent
-    rarest      the share of the rarest class among the samples, and that of the commonest
+    rarest      the share of the rarest class among the samples, and that of the commonest, of those
+                classes on which the run was trained
     nearest     the median distance from a sample to the nearest training image, and in brackets
                 from a held-back image; if the first is much smaller, G has memorised images
 
@@ -250,21 +251,24 @@ def read(net, images):
 class Reference:
     """The images of a data set, its classifier `net`, and the features of its held-back images.
 
-    `net` is None if the data set has only one class, or if fewer than two images are held back.
+    `net` learns all classes of the data set, even if the run is on a few of them, so that all runs
+    are measured alike. It is None if there is only one, or if fewer than two images are held back.
     """
 
     def __init__(self, data, classes, shape, data_dir, epochs, device):
         def load(train, classes):
-            images, labels, _ = common.load_images(data, data_dir, train=train, classes=classes,
-                                                   image_size=shape[-1])
+            images, labels, names = common.load_images(data, data_dir, train=train,
+                                                       classes=classes, image_size=shape[-1])
             channels = max(shape[0], images.shape[1])   # grey becomes RGB if the samples are
-            return images.expand(-1, channels, -1, -1).to(device), labels.to(device)
+            return images.expand(-1, channels, -1, -1).to(device), labels.to(device), names
 
-        images, labels = self.train, self.y_train = load(True, classes)
-        test, y_test = self.held, self.y_held = load(False, classes)
-        if not labels.any():            # a run on one class: its classifier learns all classes
-            (images, labels), (test, y_test) = load(True, None), load(False, None)
-        self.num_classes, self.net = int(labels.max()) + 1, None
+        (images, labels, self.names), (test, y_test, _) = load(True, None), load(False, None)
+        self.num_classes, self.net = len(self.names), None
+        self.train, y_train, chosen = load(True, classes)
+        self.held, y_held, _ = load(False, classes)
+        # The numbers of the chosen classes among all classes, and the labels in these numbers.
+        self.chosen = torch.tensor([self.names.index(name) for name in chosen], device=device)
+        self.y_train, self.y_held = self.chosen[y_train], self.chosen[y_held]
         if self.num_classes == 1 or len(self.held) < 2:
             return
         if len(self.held) < 1000:
@@ -344,7 +348,7 @@ def measure_images(images, ref):
     if ref.net is None:
         return result, None, None
     features, logits = read(ref.net, images)
-    shares = logits.argmax(1).bincount(minlength=ref.num_classes) / len(logits)
+    shares = logits.argmax(1).bincount(minlength=ref.num_classes)[ref.chosen] / len(logits)
     floor, _ = read(ref.net, common.spread(ref.train, len(images)))
     result |= {"cFID": frechet(features, ref.features), "floor": frechet(floor, ref.features),
                "score": classifier_score(logits), "shares": shares.tolist(),
@@ -494,7 +498,7 @@ def measure(path, args):
         own, text = measure_infogan(ckpt, images, labels, logits, ref, args.seed,
                                     data == "digits" and not classes)
     elif labels:            # stackedgan, or a script with the recipe conditional.diff
-        y = [ckpt["classes"].index(label) for label in labels]
+        y = [ref.names.index(label) for label in labels]
         own, text = measure_stackedgan(torch.tensor(y, device=args.device), features, logits, ref)
     elif name == "dcgan":
         own, text = measure_dcgan(ckpt, ref)
