@@ -474,11 +474,11 @@ def measure(path, args):
     is_folder = Path(path).is_dir()
     if is_folder:
         images = read_folder(path, args.device)
-        data, classes, shape = args.data or "mnist", None, images.shape[1:]
+        data, classes, shape = args.data or "mnist", args.classes, images.shape[1:]
     else:
         ckpt = load_checkpoint(path)
         images, labels = draw(ckpt, args.num, args.seed, args.device)
-        data, classes = args.data or ckpt["args"]["data"], ckpt["args"]["classes"]
+        data, classes = args.data or ckpt["args"]["data"], args.classes or ckpt["args"]["classes"]
         shape = ckpt["shape"]
     ref = Reference(data, classes and tuple(classes), tuple(shape), args.data_dir,
                     args.classifier_epochs, args.device)
@@ -516,6 +516,7 @@ def get_args(argv=None):
     arg("--num", type=int, default=10_000, help="samples to draw; fewer give a higher cFID")
     arg("--seed", type=int, default=0, help="seed of the samples")
     arg("--data", help="None: the data of the checkpoint, or mnist for a folder")
+    arg("--classes", nargs="+", help="None: those of the checkpoint, or all for a folder")
     arg("--data-dir", default="data", help="where downloads and the classifier are kept")
     arg("--classifier-epochs", type=int, default=6, help="epochs to train the classifier for")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
