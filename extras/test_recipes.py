@@ -244,9 +244,9 @@ def test_conditional(patched, tmp_path, monkeypatch):
     assert torch.equal(seen[-1][:, 100:], seen[-2][:, 100:])
 
 
-def test_few_images(patched):
+def test_augment(patched):
     """Each image is shifted by itself, by an eighth of its side at most, and in training only."""
-    script = patched("few_images")
+    script = patched("augment")
     torch.manual_seed(0)
     x = torch.ones(500, 3, 16, 16)
     x[:, :, 8, 8] = 9.0
