@@ -25,7 +25,7 @@ the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes 
 
     python dcgan.py                                     # MNIST, 10 epochs, into out/dcgan
     python dcgan.py --sample out/dcgan/ckpt.pt --walk   # each row goes from one z to another
-    python dcgan.py --data FOLDER --image-size 32 --lr 2e-4 --out out/mine      # photographs
+    python dcgan.py --data FOLDER --image-size 32 --lr 2e-4 --out out/mine      # photos: see README
 """
 
 import argparse
