@@ -70,10 +70,10 @@ def default_data(data_dir="data"):
 
 @lru_cache(1)       # so that two calls, for training and held-out images, read the folder once
 def _read_folder(folder, side):
-    """Return images and labels in the order of the paths, class names, and which to hold back."""
+    """Return images and labels (in the order of the paths), class names, and what to hold back."""
     known, taken, paths = Image.registered_extensions(), set(), []
     for root, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen by a link, or a run
+        if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen through a link, or a run
             folders.clear()
             continue
         taken.add(os.path.realpath(root))
@@ -105,7 +105,7 @@ def _read(path, side):
     try:
         image = ImageOps.exif_transpose(Image.open(path))
         if image.mode[0] in "IF":       # convert would cut all values above 255
-            raise ValueError("it has more than 8 bits a pixel; scale it to 8 bits first")
+            raise ValueError("it has more than 8 bits a channel; scale it to 8 bits first")
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         if image.mode[-1] in "Aa" or "transparency" in image.info:      # A is alpha
             image = image.convert("RGBA")

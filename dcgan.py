@@ -10,15 +10,15 @@ training images x in E log D(x) and over noise z ~ N(0, I) in the other terms:
 Only the networks are new. A convolution applies one small kernel everywhere, so it learns a stroke
 once, not anew at each position. By trial and error, the authors found five rules for good results:
 
-    1. No pooling: strided convolutions shrink D's maps. Their reverse, transposed, enlarge G's.
+    1. No pooling: strided convolutions shrink D's maps, and transposed ones enlarge G's.
     2. BatchNorm in both networks, except after G's last layer and D's first.
-    3. No hidden fully connected layers. (We break this rule; see below.)
+    3. No hidden fully connected layers in deep networks. (We break this rule; see below.)
     4. ReLU in G, with tanh at the end.
     5. LeakyReLU in D. It has a slope for negative inputs too, so gradients always reach G.
 
-What differs from the paper: G and D each have a hidden fully connected layer, whose units see the
-whole image, which helps a lot here; G has a higher learning rate; kernels, networks and batches are
-smaller; z is normal, not uniform; samples come from G_ema, an averaged G. Momentum is the paper's.
+What differs from the paper: G and D each have a hidden fully connected layer, which links all parts
+of an image and helps a lot here; G's learning rate is 1e-3, not 2e-4; kernels, networks and batches
+are smaller; z is normal, not uniform; samples come from G_ema, an averaged G.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
@@ -58,15 +58,15 @@ def get_args(argv=None, **defaults):
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=2e-4, help="learning rate of D")
     arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient (momentum)")
-    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
+    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average squared gradient")
     arg("--upsample", action="store_true", help="enlarge maps by upsampling and convolution")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--width", type=int, default=16, help="channels of the largest maps; scales all layers")
     arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
@@ -171,7 +171,7 @@ def noise(G, n):
 
 def train_discriminator(G, D, opt, real):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(noise(G, len(real)))
     # Two calls: in G's step, D's BatchNorm sees a batch of fakes only, so it must see one here too.
     s_real, s_fake = D(real), D(fake)
@@ -187,7 +187,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -261,7 +261,7 @@ def train(args, ckpt=None):
             sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -290,7 +290,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
@@ -304,7 +304,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

@@ -2,7 +2,7 @@
 
 A generator G turns noise z, a vector of standard normal numbers, into an image G(z), called a fake.
 A discriminator D estimates the probability D(x) that an image x is real. The two are trained
-against each other. E is a mean, over training images x in E log D(x), and over noise z elsewhere:
+against each other. E is a mean, over training images x in E log D(x), and over noise z otherwise:
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
@@ -26,8 +26,8 @@ when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
 What differs from the paper: Adam instead of SGD, and no momentum, because it carries over old
 gradients, computed against an earlier opponent; a higher learning rate for G than for D, found by
-trial; BatchNorm and GELU in G; LeakyReLU in D, which passes gradients on to G even where its input
-is negative; no dropout; and samples come from G_ema, a moving average of G's weights.
+trial; smaller networks; in G, BatchNorm, and GELU instead of ReLU; in D, LeakyReLU instead of
+maxout, and no dropout; and samples come from G_ema, a moving average of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
 minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look alike
@@ -68,7 +68,7 @@ def get_args(argv=None, **defaults):
     arg("--lr", type=float, default=1.3e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=4e-4, help="learning rate of D")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient (momentum)")
-    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
+    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average squared gradient")
     arg("--k", type=int, default=1, help="steps of D for each step of G")
     arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G; ns is non-saturating")
     arg("--z-dim", type=int, default=96, help="length of the noise vector z")
@@ -77,7 +77,7 @@ def get_args(argv=None, **defaults):
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
@@ -96,7 +96,7 @@ class Generator(nn.Module):
         super().__init__()
         self.z_dim, self.shape = z_dim, shape
 
-        def block(n_in, n_out):         # without a bias, as BatchNorm adds one
+        def block(n_in, n_out):         # a bias would be useless: BatchNorm adds one
             return nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()
 
         self.net = nn.Sequential(
@@ -150,7 +150,7 @@ def noise(G, n):
 
 def train_discriminator(G, D, opt, real):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(noise(G, len(real)))
     # One call is faster than two and gives the same scores: no layer of D mixes images.
     s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
@@ -166,7 +166,7 @@ def train_generator(G, D, opt, n, loss):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake), loss)
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -232,7 +232,7 @@ def train(args, ckpt=None):
             sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -262,7 +262,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
@@ -276,7 +276,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

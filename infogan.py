@@ -19,18 +19,18 @@ images, although its loss only ever uses fakes.
 L_I has a part for the category, whose lambda is --cat-weight, and one for the numbers, whose lambda
 is --code-weight. The log shows the first as L_I, in nats (information counted with the natural
 logarithm): at most log 10 = 2.303. For the numbers, Q is a Gaussian of variance 1 around its guess,
-so -E log Q is half the squared error, plus a constant. The log has its root, code_rmse.
+so -E log Q is half the squared error, plus a constant. The log has the RMS error, code_rmse.
 
-In D's step, Q reads the category from a bent copy of the fake: turned, stretched, slanted and
-shifted at random (--bend). Otherwise Q may tell two categories apart by details of the strokes, and
-each may be a mixture of the same two digits. The numbers are read from the fake itself, because one
-of them may come to mean the slant, which bending changes. (With --supervised, Q also learns the
-labels of real images, as in some tutorials. That is another, supervised method.)
+In D's step, and so in the log, Q reads the category from a bent copy of the fake: turned,
+stretched, slanted and shifted at random (--bend). Otherwise Q may tell two categories apart by
+details of the strokes, though both show the same two digits. The numbers are read from the fake
+itself, because one of them may come to mean the slant, which bending changes. (With --supervised, Q
+also learns the labels of real images, as in some tutorials. That is another, supervised method.)
 
 What differs from the paper: fakes are bent for Q; D's learning rate is 5e-4, not 2e-4; networks
 are half as wide; Q's variance is fixed, and the layers that D and Q share also learn to raise L_I
-(both as in the authors' code); noise is normal; samples come from G_ema, an averaged G, and D_ema
-is an averaged D with its Q.
+(both as in the authors' code); noise is normal; samples come from G_ema, an averaged G. To sort
+real images, use D_ema, an averaged D with its Q, in eval mode.
 
 In a healthy run L_I rises to 2.25, and code_rmse falls from 0.58 (Q only guesses) to 0.2. The grids
 have a row for each category. On the right, each number in turn goes from -2 to 2.
@@ -70,7 +70,7 @@ def get_args(argv=None, **defaults):
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=5e-4, help="learning rate of D")
     arg("--beta1", type=float, default=0.5, help="Adam's decay of the average gradient (momentum)")
-    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
+    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average squared gradient")
     arg("--categories", type=int, default=10, help="how many categories there are")
     arg("--num-codes", type=int, default=2, help="how many numbers a code has")
     arg("--cat-weight", type=float, default=1.0, help="lambda: weight of the category's L_I")
@@ -78,12 +78,12 @@ def get_args(argv=None, **defaults):
     arg("--bend", type=float, default=0.2, help="how much fakes are bent for Q; 0: not at all")
     arg("--supervised", action="store_true", help="also teach Q the labels of real images")
     arg("--z-dim", type=int, default=62, help="length of the noise vector z")
-    arg("--width", type=int, default=32, help="channels of the largest feature maps")
+    arg("--width", type=int, default=32, help="channels of the largest maps; scales all layers")
     arg("--ema", type=float, default=0.995, help="decay of the averages G_ema and D_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
@@ -227,7 +227,7 @@ def train_discriminator(G, D, opt, real, cat_weight, code_weight, bend, labels):
     Unless labels (B,) is None, Q also learns to classify real images, which is no longer InfoGAN.
     """
     z, c = noise(G, len(real)), codes(G, len(real))
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(z, c)
     # Two calls: in G's step, D's BatchNorm sees a batch of fakes only, so it must see one here too.
     (s_real, q_real), (s_fake, q) = D(real), D(fake)
@@ -254,7 +254,7 @@ def train_generator(G, D, opt, n, cat_weight, code_weight):
     loss_G = generator_loss(s_fake)
     L_I, error = information(q, c, G.categories)
     loss = loss_G - cat_weight * L_I + code_weight * error / 2
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -329,7 +329,7 @@ def train(args, ckpt=None):
     opt_G = torch.optim.Adam(G.parameters(), args.lr, **settings)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, **settings)
     state = {"G": G, "D": D, "G_ema": G_ema, "D_ema": D_ema, "opt_G": opt_G, "opt_D": opt_D}
-    # All grids, and all rows of a grid, share 8 noise vectors and numbers, to be compared.
+    # All grids and rows share 8 noise vectors and numbers, so that they can be compared.
     z, c = noise(G, 8).repeat(K, 1), codes(G, 8).repeat(K, 1)
     c[:, :K] = torch.eye(K).repeat_interleave(8, 0)     # row k of the grid has category k
     first_epoch, step, rows = 1, 0, []      # `step` counts D's steps; `rows` go to log.csv
@@ -342,7 +342,7 @@ def train(args, ckpt=None):
             sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -373,7 +373,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             grid = picture(G_ema, z, c)
             save_grid(grid.flatten(0, 1), out / f"samples/{epoch:06}.png", grid.shape[1])
@@ -388,7 +388,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

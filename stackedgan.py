@@ -22,13 +22,14 @@ fakes, and its Q learns to recover the noise of the fakes (real data have none).
 
 In the independent phase, the first half of the epochs, G0 gets the features of real images. In the
 joint phase, it gets those that G1 makes, as in sampling. Even then no gradient passes from G0 into
-G1, as in the authors' code.
+G1, as in the authors' code for MNIST. (That for CIFAR-10 adds a hundredth of G0's loss to G1's.)
 
 What differs from the paper: the noise is normal, not uniform on [0, 1], so its variance is 12 times
 as large; the entropy weight is 0.3, not 10 (with 10, G0 hides z0 in a pattern of dots); D0, E and
-G1's last layer have BatchNorm; Adam has no momentum; all learning rates are higher, most of all
-those of G0 and D1; samples come from G1_ema and G0_ema, copies with averaged weights; and in
-samples z1 is 10 % larger than in training (--z1-scale), as G1_ema's features vary too little.
+G1's last layer have BatchNorm; networks and batches are smaller; Adam has no momentum; all learning
+rates are higher, most of all those of G0 and D1; samples come from G1_ema and G0_ema, copies with
+averaged weights; and in samples z1 is 10 % larger than in training (--z1-scale), as G1_ema's
+features vary too little.
 
 The log adds the number of the GAN to each name, as in loss_real1. In a healthy run loss_real and
 loss_fake stay a little below 0.69 in both GANs, cond1 goes to 0.001, cond0 to 0.1, ent1 to 0.65 and
@@ -65,7 +66,7 @@ def get_args(argv=None, **defaults):
     arg("--data-dir", default="data", help="where downloads are kept")
     arg("--classes", nargs="+", help="train on these classes only, by name or number")
     arg("--image-size", type=int, default=0, help="side in pixels; 0: the data's, 64 for folders")
-    arg("--epochs", type=int, default=0, help="passes over the data; 0: about 9,400 steps each")
+    arg("--epochs", type=int, default=0, help="passes over the data; 0: about 9,400 steps in all")
     arg("--batch-size", type=int, default=64, help="real images in each step")
     # D0, which has BatchNorm, learns best at a lower rate than G0. D1 needs a higher one than G1.
     arg("--lr-g1", type=float, default=2e-4, help="learning rate of G1")
@@ -73,7 +74,7 @@ def get_args(argv=None, **defaults):
     arg("--lr-g0", type=float, default=1e-3, help="learning rate of G0")
     arg("--lr-d0", type=float, default=2e-4, help="learning rate of D0")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient (momentum)")
-    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average square")
+    arg("--beta2", type=float, default=0.999, help="Adam's decay of the average squared gradient")
     arg("--encoder-steps", type=int, default=1900, help="about how many steps E is trained for")
     arg("--independent-epochs", type=int, help="epochs of the independent phase; None: half of all")
     arg("--adv-weight", type=float, default=1.0, help="weight of the adversarial losses")
@@ -82,18 +83,18 @@ def get_args(argv=None, **defaults):
     arg("--z1-dim", type=int, default=50, help="length of the noise vector z1")
     arg("--z0-dim", type=int, default=50, help="length of the noise vector z0")
     arg("--z1-scale", type=float, default=1.1, help="factor of z1 in samples")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--width", type=int, default=16, help="channels of the largest maps; scales all layers")
     arg("--ema", type=float, default=0.995, help="decay of the averages G1_ema and G0_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
     arg("--sample", metavar="CKPT", help="draw images with the averages of this run")
     arg("--num", type=int, default=0, help="how many images --sample draws; 0: 8 a class")
-    arg("--label", help="with --sample: only this class, by name or by number from 0")
+    arg("--label", help="with --sample: one class, by name, or by place in the grid, from 0")
     arg("--vary", choices=("z1", "z0"), help="with --sample: the other noise is the same for all")
     parser.set_defaults(**defaults)
     return parser.parse_args(argv)
@@ -250,7 +251,7 @@ def noise(G, n):
 def train_discriminator(G, D, opt, real, condition, ent_weight):
     """Take one step of D and Q, on real data (B, ...) and on one fake for each condition."""
     z = noise(G, len(condition))
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(condition, z)
     # Two calls: in G's step, D's BatchNorm sees a batch of fakes only, so it must see one here too.
     (s_real, _), (s_fake, z_hat) = D(real), D(fake)     # real data have no noise to recover
@@ -271,7 +272,7 @@ def train_generator(G, D, opt, condition, E_i, cond_loss, adv_weight, cond_weigh
     s_fake, z_hat = D(fake)
     adv, cond, ent = generator_loss(s_fake), cond_loss(E_i(fake), condition), F.mse_loss(z_hat, z)
     loss = adv_weight * adv + cond_weight * cond + ent_weight * ent
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"adv": adv, "cond": cond, "ent": ent}
@@ -291,7 +292,7 @@ def update_ema(G_ema, G, decay, t):
 
 @torch.no_grad()
 def sample(G1, G0, y, z1, z0):
-    """Return G0(G1(y, z1), z0), where BatchNorm uses its running statistics, as in dcgan.py."""
+    """Return G0(G1(y, z1), z0). BatchNorm uses its running statistics: no image affects another."""
     mode = G1.training, G0.training
     images = G0.eval()(G1.eval()(y, z1), z0)
     G1.train(mode[0])
@@ -330,7 +331,7 @@ def train(args, ckpt=None):
                                         image_size=args.image_size)
     K = len(names)
     if K == 1 or ckpt and names != ckpt["classes"]:
-        sys.exit(f"error: E needs at least two classes, and those of its run, not {names}")
+        sys.exit(f"error: E needs at least two classes, and on --resume the same, not {names}")
     images, labels = images.to(args.device), labels.to(args.device)     # all images, as uint8
     shape = tuple(images.shape[1:])
     n_batches = max(1, len(images) // args.batch_size)      # a last, shorter batch is left out
@@ -380,7 +381,7 @@ def train(args, ckpt=None):
 
     loss_weights = args.adv_weight, args.cond_weight, args.ent_weight
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -420,7 +421,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G1_ema, G0_ema, y_grid, z1, z0), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
@@ -434,7 +435,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

@@ -762,7 +762,7 @@ def test_sizes_and_orientation_of_images(tmp_path):
 
 
 def test_unreadable_files_are_named_and_left_out(tmp_path, capsys):
-    """Also those with more than 8 bits a pixel. The other images keep their labels."""
+    """Also those with more than 8 bits a channel. The other images keep their labels."""
     bad = []
     for name, n in ("a", 10), ("b", 20), ("c", 0):
         bad += sorted(write_images(tmp_path / name).iterdir())[:n]

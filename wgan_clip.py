@@ -19,21 +19,21 @@ Kantorovich-Rubinstein duality, the distance equals
     the maximum of  E f(x) - E f(G(z))  over all functions f whose slope is at most 1 everywhere.
 
 So D plays the role of f. Clipping its weights keeps D's slope below an unknown constant K, so W is
-at most K times the distance. K depends on c and D's layers: compare W only between equal ones.
+at most K times the distance. K depends on c and D's layers: compare W only where these are equal.
 The better D is, the better its gradient tells G where to go. So D takes more steps than G.
 
-Why clipping is a stopgap: with a large c, D learns slowly (section 3). With a small c, gradients
-vanish from layer to layer. And many weights move to -c or c, which leaves D only simple functions.
-The column at_clip shows how many. wgan_gp.py limits the slope of D itself instead.
+Why clipping is a stopgap (section 3): with a large c, D learns slowly; with a small c, gradients
+vanish in deep networks or without BatchNorm. And D can only be a simple function (WGAN-GP paper).
+at_clip is the share of weights at -c or c: most at first. wgan_gp.py bounds D's slope itself.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
 (W then stayed near 1e-13); D has a hidden fully connected layer (the same layer in G made all
-samples look alike); G has a higher learning rate than D; batches and networks are smaller; samples
-come from G_ema, an averaged G. RMSprop is as in the paper, which found momentum unstable at times.
+samples look alike); G's learning rate is 1e-3, not 5e-5; batches and networks are smaller; samples
+come from G_ema, an averaged G. RMSprop is the paper's: momentum made training unstable at times.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val, measured at each
 save, is W for held-out images: W minus the gap between D's mean scores for training images and for
-held-out ones. If it is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone: a
+held-out ones. If W_val is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone: a
 constant added to all scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
@@ -69,17 +69,17 @@ def get_args(argv=None, **defaults):
     arg("--batch-size", type=int, default=32, help="real images in each step")
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=5e-5, help="learning rate of D")
-    arg("--alpha", type=float, default=0.99, help="RMSprop's decay of the average square")
+    arg("--alpha", type=float, default=0.99, help="RMSprop's decay of the average squared gradient")
     arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
-    arg("--clip", type=float, default=0.01, help="c: D's weights are kept from -c to c")
+    arg("--clip", type=float, default=0.01, help="c: D's weights stay between -c and c")
     arg("--upsample", action="store_true", help="enlarge maps by upsampling and convolution")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--width", type=int, default=16, help="channels of the largest maps; scales all layers")
     arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
@@ -185,7 +185,7 @@ def noise(G, n):
 
 def train_critic(G, D, opt, real, clip):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(noise(G, len(real)))
     # One call is faster than two and gives the same scores: no layer of D mixes images.
     s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
@@ -201,7 +201,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -270,7 +270,7 @@ def train(args, ckpt=None):
             sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -305,7 +305,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
@@ -319,7 +319,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

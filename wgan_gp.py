@@ -11,8 +11,9 @@ gradient of D with respect to the image, and ||grad||_2 is its length.
 Why a penalty: the norm of the gradient is the slope of D. The largest W over all D whose slope is
 at most 1 everywhere is the earth mover's distance, the least total work of moving the fakes onto
 the real images (see wgan_clip.py). Clipping the weights also bounds the slope, but leaves D only
-simple functions. Here the weights are free, and the penalty pulls the gradient norm towards 1. It
-is not a strict bound, and D is not perfect, so compare values of W within one run only.
+simple functions. Here the weights are free, and the penalty, whose weight is the paper's lambda,
+10, pulls the gradient norm towards 1. It is not a strict bound, and D is not perfect, so compare
+values of W within one run only.
 
 Why a norm of 1, rather than at most 1: the cheapest transport plan pairs real images with fakes. On
 the straight line between the images of a pair, the best D has a gradient norm of 1 (Proposition
@@ -30,8 +31,8 @@ fully connected layer; batches and networks are smaller; and samples come from G
 
 In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
 the fakes improve. W_val, measured at each save, is W for held-out images: W minus the gap between
-D's mean scores for training images and for held-out ones. If it is far below W, D overfits. D(x),
-D(G(z)) and loss_G mean nothing alone: a constant added to all scores changes no gradient.
+D's mean scores for training images and for held-out ones. If W_val is far below W, D overfits.
+D(x), D(G(z)) and loss_G mean nothing alone: a constant added to all scores changes no gradient.
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 epochs, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
@@ -67,17 +68,17 @@ def get_args(argv=None, **defaults):
     arg("--lr", type=float, default=1e-3, help="learning rate of G")
     arg("--lr-d", type=float, default=1e-3, help="learning rate of D")
     arg("--beta1", type=float, default=0.0, help="Adam's decay of the average gradient (momentum)")
-    arg("--beta2", type=float, default=0.9, help="Adam's decay of the average square")
+    arg("--beta2", type=float, default=0.9, help="Adam's decay of the average squared gradient")
     arg("--n-critic", type=int, default=5, help="steps of D for each step of G")
     arg("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
     arg("--upsample", action="store_true", help="enlarge maps by upsampling and convolution")
     arg("--z-dim", type=int, default=100, help="length of the noise vector z")
-    arg("--width", type=int, default=16, help="channels of the largest feature maps")
+    arg("--width", type=int, default=16, help="channels of the largest maps; scales all layers")
     arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: about 40 in all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
     arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
@@ -172,9 +173,9 @@ def generator_loss(s_fake):
 def gradient_penalty(D, real, fake):
     """Return the penalty of equation 3, E (||grad D(x_hat)||_2 - 1)^2, and the mean gradient norm.
 
-    real and fake (detached from G) must have the same shape (B, ...), and D must return one score
-    for each image, or you get a ValueError. BatchNorm gives a RuntimeError in training mode. Other
-    layers that mix images give a wrong penalty. Autocast makes the gradients less exact.
+    real and fake must have the same shape (B, ...), and D must return one score for each image, or
+    you get a ValueError. Detach fake from G. BatchNorm that updates its statistics gives a
+    RuntimeError. Other layers that mix images give a wrong penalty. Do not use autocast.
     """
     if real.shape != fake.shape:
         raise ValueError(f"real has shape {tuple(real.shape)}, but fake has {tuple(fake.shape)}")
@@ -188,7 +189,7 @@ def gradient_penalty(D, real, fake):
     eps = torch.rand((len(real),) + (1,) * (real.ndim - 1), device=real.device)     # (B, 1, 1, 1)
     x_hat = eps * real + (1 - eps) * fake
     # Score i depends on image i only, so row i of the sum's gradient is the gradient of score i.
-    # func.grad is autograd.grad with create_graph=True, but raises if BatchNorm mixes the images.
+    # func.grad is autograd.grad with create_graph=True, but raises if BatchNorm updates statistics.
     gradient = torch.func.grad(total_score)(x_hat)
     norm = gradient.flatten(1).norm(dim=1)      # one norm for each image, (B,)
     return (norm - 1).square().mean(), norm.mean()
@@ -203,7 +204,7 @@ def noise(G, n):
 
 def train_critic(G, D, opt, real, gp_weight):
     """Take one step of D on real images (B, C, H, H) in [-1, 1] and as many fakes."""
-    with torch.no_grad():               # D's step needs no gradients of G's weights
+    with torch.no_grad():               # no gradients for G; its BatchNorm still updates statistics
         fake = G(noise(G, len(real)))
     # One call is faster than two and gives the same scores: no layer of D mixes images.
     s_real, s_fake = D(torch.cat([real, fake])).chunk(2)
@@ -219,7 +220,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, D's weights and frozen weights get no gradients
+    opt.zero_grad()         # below, only weights that opt trains get gradients
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -288,7 +289,7 @@ def train(args, ckpt=None):
             sys.exit(f"error: {first_epoch - 1} epochs are done; raise --epochs to continue")
 
     since_log = defaultdict(list)       # maps a column of the log to its values since the last line
-    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # count on
+    start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
         # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
@@ -321,7 +322,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # pictures first: --resume draws a half-written one again
+            continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             not_kept = "out", "device", "resume", "sample"      # these apply to one command
@@ -335,7 +336,7 @@ def train(args, ckpt=None):
                 shutil.copy(latest, out / f"ckpt_{epoch:06}.pt")
             with open(out / "log.csv", "w", newline="") as file:
                 table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
-                table.writeheader()     # a row may lack columns, for instance loss_G
+                table.writeheader()     # a row may lack columns
                 table.writerows(rows)
     save_gif(sorted(out.glob("samples/[0-9]*.png")), out / "samples.gif")
     print(f"wrote {out}; for more images: python {SCRIPT}.py --sample {latest}")

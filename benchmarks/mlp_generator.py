@@ -1,4 +1,4 @@
-"""Train a script with a G that only has fully connected layers, as the Wasserstein papers did.
+"""Train a script with a G that has only fully connected layers, as the Wasserstein papers did.
 
     python benchmarks/mlp_generator.py wgan_gp.py --epochs 10 --out out/mlp
     python benchmarks/mlp_generator.py wgan_gp.py --sample out/mlp/ckpt.pt
@@ -39,7 +39,7 @@ class MLPGenerator(nn.Sequential):
 def load(name):
     """Return a script with this G, as a new module, so that `import` still gives the script itself.
 
-    SCRIPT is kept in checkpoints, so the script itself refuses them. It is also a part of the last
+    Checkpoints hold SCRIPT, so the script itself refuses these. It is also a part of the last
     line that the script prints, the command that draws more images.
     """
     spec = importlib.util.find_spec(name)

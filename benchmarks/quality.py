@@ -11,15 +11,15 @@ It always prints
     floor       the cFID of as many training images, about the best that samples can reach
     score       exp(E KL(p(y|x) || p(y))), from 1 to the number of classes; it is high if every
                 sample clearly shows one class and all classes are equally frequent
-    rarest      the share of the rarest class among the samples, and that of the commonest, of those
-                classes on which the run was trained
+    rarest      the shares of the rarest and of the commonest class among the samples; only classes
+                on which the run was trained count
     nearest     the median distance from a sample to the nearest training image, and in brackets
                 from a held-back image; if the first is much smaller, G has memorised images
 
 The classifier is trained on the data of the run, so cFID compares runs on the same data only. The
 FID in papers uses other features and has another scale.
 
-For each script it also tests the claim of the paper:
+For each script it also measures what its paper is about:
 
     gan_mlp     the log-likelihood of held-back images by Parzen windows (section 5)
     dcgan       how well a linear classifier reads the features of D (section 5)
@@ -134,7 +134,7 @@ def within(groups, x, y):
 
 
 def match(counts):
-    """The largest sum of counts (K, C) that a one-to-one choice of a class for a category can get.
+    """The largest sum of counts (K, C) over all one-to-one assignments of classes to categories.
 
     counts[k, c] is how often category k met class c. Categories choose one after another. Only the
     set of classes already taken matters to the next, and there are 2^C sets, but C! orders.
@@ -328,10 +328,10 @@ def read_folder(path, device):
     for file in sorted(Path(path).rglob("*.png")):
         image = Image.open(file)
         if image.mode[0] in "IF":       # convert would cut all values above 255
-            sys.exit(f"error: {file} has more than 8 bits a pixel; scale it to 8 bits first")
+            sys.exit(f"error: {file} has more than 8 bits a channel; scale it to 8 bits first")
         images.append(pil_to_tensor(image.convert("RGB")))
     if len(images) < 200:
-        sys.exit(f"error: {path} has {len(images)} PNGs; a covariance needs at least 200")
+        sys.exit(f"error: {path} has {len(images)} PNGs; a usable covariance needs at least 200")
     if len({image.shape for image in images}) > 1 or images[0].shape[1] != images[0].shape[2]:
         sys.exit(f"error: the PNGs in {path} must be square and of one size")
     images = torch.stack(images).to(device)
@@ -523,7 +523,7 @@ def get_args(argv=None):
     arg("--json", action="store_true", help="print a JSON list instead of a table")
     args = parser.parse_args(argv)
     if args.num < 200:
-        parser.error("--num must be at least 200, because a covariance needs as many")
+        parser.error("--num must be at least 200, for a usable covariance")
     return args
 
 

@@ -38,7 +38,7 @@ import common
 
 
 # ---- steps: each function returns one, which takes a batch, its labels and its number ----
-# The plain_ functions do it as most code does, and the own_ functions as the script does.
+# The plain_ functions take a step as most code does, and the own_ functions as the script does.
 
 def update(opt, loss):
     opt.zero_grad()
@@ -344,7 +344,7 @@ def main(argv=None):
         torch.cuda.set_stream(torch.cuda.Stream())      # the default stream cannot be recorded
     print(f"torch {torch.__version__}, {machine}; medians of {flags.repeats} rounds of about "
           f"{flags.images:,} images {tuple(images.shape[1:])}")
-    print(f"{'':28} s / 60,000 images   of yardstick's time (range)")
+    print(f"{'':28} s / 60,000 images   ratio to yardstick (range)")
     for name in flags.scripts:
         compare(name, images, labels, flags)
 

@@ -5,8 +5,8 @@
 There is one process for each GPU, and each has its own networks, a share of the training images,
 and its own noise. Before each step of an optimizer, the gradients are averaged over all processes,
 so the weights stay equal. --batch-size is that of one process: four processes with 64 images
-each make the steps of one process with 256, and an epoch has a quarter of the steps. Only BatchNorm
-differs, because it comes from a process's own images.
+each make the same steps as one process with 256, a quarter as many as one with 64. Only BatchNorm
+differs, because each process uses the statistics of its own images.
 
 Only the first process writes files and prints, so the log shows its own losses. Everything else is
 as without this launcher. --resume works with any number of processes, and with the same number, a
@@ -58,7 +58,7 @@ def own_noise(batches):
     """Let each process draw its own random numbers from the start of an epoch on."""
     def call(*args, **kwargs):
         # Until here, all have drawn the same numbers, so their networks are equal. The new seed is
-        # drawn as well: the CPU ignores all but 32 bits, too few to give each process a range.
+        # random too: the CPU uses only 32 bits of a seed, too few to give each process a range.
         if dist.get_rank() > 0:
             torch.manual_seed(torch.randint(2**32, ()).item() + dist.get_rank())
         return batches(*args, **kwargs)

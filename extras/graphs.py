@@ -2,12 +2,12 @@
 
     python extras/graphs.py wgan_gp.py --epochs 50
 
-The networks are so small that a GPU runs the kernels of a step faster than Python launches them. A
-CUDA graph is a recording of kernels, and one call replays all of them. Here, the functions of the
-script whose names start with train_ run three times as usual, are recorded in the fourth call, and
-from then on are replayed with new data and new noise. Everything else is as without this program,
-and --resume continues runs of either kind. A replay skips Python, so a print in a step shows
-nothing. A new learning rate needs a new recording, so change it between epochs, not in each step.
+The networks are so small that a GPU runs the programs of a step, called kernels, faster than Python
+launches them. A CUDA graph is a recording of kernels, and one call replays all of them. Here, the
+functions of the script whose names start with train_ run three times as usual, are recorded in the
+fourth call, and from then on are replayed with new data and new noise. Everything else is as
+without this program, and --resume continues runs of either kind. A replay skips Python, so a print
+in a step shows nothing. A new learning rate needs a new recording, so change it between epochs.
 """
 
 import importlib

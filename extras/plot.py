@@ -68,7 +68,7 @@ def draw(panels):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(usage="python extras/plot.py PATH [PATH ...] [--out PICTURE]")
-    parser.add_argument("paths", nargs="+", help="files log.csv, or the JSON of quality.py")
+    parser.add_argument("paths", nargs="+", help="log.csv files, or the JSON of quality.py")
     parser.add_argument("--out", default="curves.png", help="the picture (default: curves.png)")
     args = parser.parse_args(argv)
     panels = defaultdict(lambda: defaultdict(list))

@@ -1,13 +1,14 @@
-"""Draw four pictures of the theory: the scripts' own steps, with points in place of images.
+"""Draw four pictures of the theory, made with the scripts' own steps on points instead of images.
 
     python extras/toy.py            # two minutes on one core; writes out/toy/game.png, ...
 
-game.png        What the game does (arXiv:1406.2661, figure 1): real numbers, fakes, D, and the
+game.png        What the game does (arXiv:1406.2661, figure 1): the data, the fakes, D, and the
                 best D for these fakes, p_data / (p_data + p_g), at four moments.
 distance.png    Why another distance (arXiv:1701.07875, example 1): real points lie on one vertical
                 line, and fakes on another, theta to the right of it.
 critics.png     Why a penalty (arXiv:1704.00028, figure 1): the scores that a critic with clipped
-                weights and one with a penalty give to each place, and the weights of the last two.
+                weights and one with a penalty give to each place, and the weights of the last
+                pair.
 layers.png      Why a penalty (figure 1b, left): the gradient in each layer of a deep critic.
 """
 
