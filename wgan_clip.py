@@ -33,8 +33,8 @@ come from G_ema, an averaged G. RMSprop is the paper's: momentum made training u
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val, measured at each
 save, is W for held-out images: W minus the gap between D's mean scores for training images and for
-held-out ones. If W_val is far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone: a
-constant added to all scores changes no gradient.
+held-out ones. If W_val stays far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone:
+a constant added to all scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png

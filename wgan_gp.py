@@ -31,7 +31,7 @@ fully connected layer; batches and networks are smaller; and samples come from G
 
 In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
 the fakes improve. W_val, measured at each save, is W for held-out images: W minus the gap between
-D's mean scores for training images and for held-out ones. If W_val is far below W, D overfits.
+D's mean scores for training images and for held-out ones. If W_val stays far below W, D overfits.
 D(x), D(G(z)) and loss_G mean nothing alone: a constant added to all scores changes no gradient.
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 epochs, into out/wgan_gp
