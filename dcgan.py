@@ -18,7 +18,7 @@ once, not anew at each position. By trial and error, the authors found five rule
 
 What differs from the paper: G and D each have a hidden fully connected layer, which links all parts
 of an image and helps a lot here; G's learning rate is 1e-3, not 2e-4; kernels, networks and batches
-are smaller; z is normal, not uniform; samples come from G_ema, an averaged G.
+are smaller; z is normal, not uniform; samples come from G_ema, an averaged G. beta1 is the paper's.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
