@@ -72,7 +72,7 @@ def default_data(data_dir="data"):
 def _read_folder(folder, side):
     """Return images and labels (in the order of the paths), class names, and what to hold back."""
     known, taken, paths = Image.registered_extensions(), set(), []
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=print):
         if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen through a link, or a run
             folders.clear()
             continue

@@ -377,9 +377,9 @@ def train(args, ckpt=None):
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             grid = picture(G_ema, z, c)
             save_grid(grid.flatten(0, 1), out / f"samples/{epoch:06}.png", grid.shape[1])
-            not_kept = "out", "device", "resume", "sample"      # these apply to one command
+            once = "out", "device", "resume", "sample", "num", "category", "code"  # for one command
             with open(out / "ckpt.tmp", "wb") as file:      # torch.save(PATH) hides a full disk
-                torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
+                torch.save({"args": {k: v for k, v in vars(args).items() if k not in once},
                             "script": SCRIPT, "shape": shape, "classes": names,
                             "epoch": epoch, "step": step, "rows": rows, "z": z, "c": c,
                             **{name: part.state_dict() for name, part in state.items()}}, file)

@@ -224,7 +224,7 @@ SHARED = {
     "generator_loss": (dcgan, infogan, stackedgan), "Generator": (dcgan, wgan_gp),
     "Critic critic_loss generator_loss sample_checkpoint": (wgan_clip, wgan_gp)}
 OWN = (r"^$|12_000|Generator|Discriminator|settings =|opt_. =|state =|z = |\"z\"|\.k\b|train_|_ema|"
-       r"for i, |sample\(|seed\(args.seed\)|for opt|weights =")      # lines of gan_mlp's method
+       r"for i, |sample\(|seed\(args.seed\)|for opt|weights =|once =")      # lines of gan_mlp's method
 
 
 def test_what_is_the_same_is_the_same_to_the_letter():
@@ -431,6 +431,7 @@ def test_what_train_calls(script, train, tmp_path, monkeypatch):
     assert order == {infogan: 12 * "DGtt", stackedgan: 12 * "DGDGtt", dcgan: 12 * "DGt"}.get(
         script, 4 * "DDDGt")
     ckpt, given = load(tmp_path / "ckpt.pt"), [args for _, args in calls]
+    assert not {"num", "walk", "category", "code", "label", "vary"} & ckpt["args"].keys()
     for args in given:
         assert all(args[key] == ckpt["args"][key] for key in args.keys() & ckpt["args"].keys())
         assert args.get("n", 8) == len(args.get("real", LABELS)) == 8
@@ -529,8 +530,7 @@ def test_refusals(script, runs, train, tmp_path):
         (["--sample", other], f"was not saved by {script.SCRIPT}.py"),
         ([*new, "--data", "nowhere"], "nowhere"), ([*new, "--classes", "bird"], "bird"),
         ([*new, "--data", write_images(tmp_path / "one", 1)], "too few images"),
-        *[([*new, "--classes", "cat"], "at least two classes")] * (script is stackedgan),
-    ):
+        *[([*new, "--classes", "cat"], "at least two classes")] * (script is stackedgan)):
         assert message in stops(script, *flags)
     evil = type("Evil", (), {"__reduce__": lambda self: (Path.mkdir, (tmp_path / "hit",))})()
     torch.save({"script": script.SCRIPT, "args": evil}, tmp_path / "bad.pt")    # would run mkdir

@@ -325,9 +325,9 @@ def train(args, ckpt=None):
             continues = True            # ckpt.pt last: --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
-            not_kept = "out", "device", "resume", "sample"      # these apply to one command
+            once = "out", "device", "resume", "sample", "num"    # these apply to one command
             with open(out / "ckpt.tmp", "wb") as file:      # torch.save(PATH) hides a full disk
-                torch.save({"args": {k: v for k, v in vars(args).items() if k not in not_kept},
+                torch.save({"args": {k: v for k, v in vars(args).items() if k not in once},
                             "script": SCRIPT, "shape": shape, "classes": names,
                             "epoch": epoch, "step": step, "rows": rows, "z": z,
                             **{name: part.state_dict() for name, part in state.items()}}, file)

@@ -250,7 +250,7 @@ def test_augment(patched):
     torch.manual_seed(0)
     x = torch.ones(500, 3, 16, 16)
     x[:, :, 8, 8] = 9.0
-    y = script.augment(x)
+    y = script.Augment()(x)
     light = y.amin((1, 2, 3), keepdim=True) - 1         # the same for a whole image, also its edges
     assert -0.5 <= light.min() < -0.45 and 0.45 < light.max() <= 0.5
     assert ((y - light - 1).abs() < 1e-5).sum((1, 2, 3)).eq(3 * 255).all()
@@ -261,6 +261,15 @@ def test_augment(patched):
     assert len({D.eval()(x[:2])[0].item() for _ in range(5)}) == 1
     x.requires_grad_()
     assert torch.autograd.grad(D.train()(x).sum(), x)[0].any()
+
+
+def test_augment_combines(tmp_path):
+    """It applies on top of the labels and of each loss, as photographs want."""
+    for name in "conditional", "hinge", "lsgan", "r3gan", "label_smoothing", "own_data":
+        (tmp_path / name).mkdir()
+        shutil.copy(HERE.parent / "dcgan.py", tmp_path / name)
+        subprocess.run(["git", "apply", RECIPES[name], RECIPES["augment"]], cwd=tmp_path / name,
+                       check=True, timeout=60)
 
 
 def test_l1(patched):
