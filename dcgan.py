@@ -1,8 +1,8 @@
 """Deep convolutional GAN (Radford, Metz and Chintala 2015, arXiv:1511.06434).
 
 The game is that of gan_mlp.py. A generator G turns random noise z into an image G(z), called a
-fake. A discriminator D estimates the probability D(x) that an image x is real. E is a mean, over
-training images x in E log D(x) and over noise z ~ N(0, I) in the other terms:
+fake. A discriminator D estimates the probability D(x) that an image x is real. In E log D(x), E is
+the mean over training images x; elsewhere, it is the mean over noise z ~ N(0, I):
 
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
@@ -66,9 +66,9 @@ def get_args(argv=None, **defaults):
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: a 40th of all, or 1")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
-    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--out", help=f"folder, or picture with --sample. None: out/{SCRIPT}, or beside CKPT")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
     arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
     arg("--num", type=int, default=64, help="how many images --sample draws")
@@ -289,8 +289,8 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # ckpt.pt last: --resume redraws a half-written picture
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
+            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num", "walk"  # for one command

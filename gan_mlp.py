@@ -1,24 +1,24 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
 A generator G turns noise z, a vector of standard normal numbers, into an image G(z), called a fake.
-A discriminator D estimates the probability D(x) that an image x is real. The two are trained
-against each other. E is a mean, over training images x in E log D(x), and over noise z otherwise:
+A discriminator D estimates the probability D(x) that an image x is real. The two compete. In E log
+D(x), E is the mean over training images x; elsewhere, it is the mean over noise z:
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
     G maximises  E log D(G(z))          with --loss ns, the "non-saturating" default
 
-Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. For a
-fixed G, the best D is D*(x) = p_data(x) / (p_data(x) + p_g(x)): at each x, this maximises p_data(x)
-log D(x) + p_g(x) log(1 - D(x)). With this D, V = 2 JSD - log 4. The Jensen-Shannon divergence JSD
-measures how far p_g is from p_data: it is 0 only if they are equal, and at most log 2 = 0.693. So
-by lowering V against a good D, G moves p_g towards p_data. (The non-saturating loss has the same
-solution, but does not minimise the JSD.)
+Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. V is
+the integral of p_data(x) log D(x) + p_g(x) log(1 - D(x)) over all x. For a fixed G, the best D
+makes this as large as it can be at each x, so it is D*(x) = p_data(x) / (p_data(x) + p_g(x)). With
+this D, V = 2 JSD - log 4. The Jensen-Shannon divergence JSD measures how far p_g is from p_data: it
+is 0 only if they are equal, and at most log 2 = 0.693. So by lowering V against a good D, G moves
+p_g towards p_data. (The non-saturating loss has the same solution, but does not minimise the JSD.)
 
 The log estimates the JSD. D's losses are loss_real = -E log D(x) and loss_fake = -E log(1 -
 D(G(z))), so V = -(loss_real + loss_fake). The column `jsd` is log 2 + V / 2. With the best D, this
 is the JSD. With a weaker D, it is less, even negative. But V is a mean over the training images
-only: if D memorises them, `jsd` is too large. So look at the images too.
+only: if D memorises them, `jsd` is too large. So look at the images as well.
 
 Why non-saturating (section 3): let s be D's raw score of a fake, and p = sigmoid(s) = D(G(z)). The
 slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises every fake, and that is
@@ -26,7 +26,7 @@ when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
 What differs from the paper: Adam instead of SGD, and no momentum, because it carries over old
 gradients, computed against an earlier opponent; a higher learning rate for G than for D, found by
-trial; smaller networks; in G, BatchNorm, and GELU instead of ReLU; in D, LeakyReLU instead of
+trial; smaller networks; G has BatchNorm, and GELU instead of ReLU; D has LeakyReLU instead of
 maxout, and no dropout; and samples come from G_ema, a moving average of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
@@ -72,14 +72,14 @@ def get_args(argv=None, **defaults):
     arg("--k", type=int, default=1, help="steps of D for each step of G")
     arg("--loss", choices=("ns", "minimax"), default="ns", help="loss of G; ns is non-saturating")
     arg("--z-dim", type=int, default=96, help="length of the noise vector z")
-    arg("--width", type=int, default=96, help="units of G's first layer; the next: 2 and 4 times")
+    arg("--width", type=int, default=96, help="units of G's first layer; others: 2 or 4 times")
     arg("--ema", type=float, default=0.999, help="decay of the moving average G_ema")
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: a 40th of all, or 1")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
-    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--out", help=f"folder, or picture with --sample. None: out/{SCRIPT}, or beside CKPT")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
     arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
     arg("--num", type=int, default=64, help="how many images --sample draws")
@@ -261,8 +261,8 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # ckpt.pt last: --resume redraws a half-written picture
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
+            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num"    # these apply to one command

@@ -3,8 +3,8 @@
 In a plain GAN nobody knows what each number of the noise z does to the image. InfoGAN gives the
 generator G a second input, a code c: a category (one of 10) and two numbers from [-1, 1]. Q, a
 second output of the discriminator D, has to read the code from the fake G(z, c). Q(c | G(z, c)) is
-the probability (for numbers, the density) that it gives to the right code. E is a mean, over
-training images x in E log D(x) and over noise z ~ N(0, I) and random codes c in the other terms:
+the probability (for numbers, the density) that it gives to the right code. In E log D(x), E is the
+mean over training images x; elsewhere, it is the mean over noise z ~ N(0, I) and random codes c:
 
     D and Q maximise  E log D(x) + E log(1 - D(G(z, c))) + lambda L_I
     G maximises       E log D(G(z, c)) + lambda L_I
@@ -83,9 +83,9 @@ def get_args(argv=None, **defaults):
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: a 40th of all, or 1")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
-    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--out", help=f"folder, or picture with --sample. None: out/{SCRIPT}, or beside CKPT")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
     arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
     arg("--num", type=int, default=0, help="how many images --sample draws; 0: 8 a category")
@@ -372,8 +372,8 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # ckpt.pt last: --resume redraws a half-written picture
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
+            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             grid = picture(G_ema, z, c)
             save_grid(grid.flatten(0, 1), out / f"samples/{epoch:06}.png", grid.shape[1])

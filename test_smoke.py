@@ -224,7 +224,7 @@ SHARED = {
     "generator_loss": (dcgan, infogan, stackedgan), "Generator": (dcgan, wgan_gp),
     "Critic critic_loss generator_loss sample_checkpoint": (wgan_clip, wgan_gp)}
 OWN = (r"^$|12_000|Generator|Discriminator|settings =|opt_. =|state =|z = |\"z\"|\.k\b|train_|_ema|"
-       r"for i, |sample\(|seed\(args.seed\)|for opt|weights =|once =")      # lines of gan_mlp's method
+       r"for i, |sample\(|seed\(args.seed\)|for opt|weights =|once =")   # lines of gan_mlp's method
 
 
 def test_what_is_the_same_is_the_same_to_the_letter():

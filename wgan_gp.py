@@ -1,9 +1,9 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
 A generator G turns random noise z into an image G(z), called a fake. A critic D gives an image x a
-score D(x), which can be any number. E is a mean, over training images x, over noise z ~ N(0, I), or
-over x_hat = eps x + (1 - eps) G(z), a random point between the two, with eps ~ U[0, 1]. grad is the
-gradient of D with respect to the image, and ||grad||_2 is its length.
+score D(x), which can be any number. Each E is the mean over the variable in its term: training
+images x, noise z ~ N(0, I), or x_hat = eps x + (1 - eps) G(z), a random point between the two, with
+eps ~ U[0, 1]. grad is the gradient of D with respect to the image, and ||grad||_2 is its length.
 
     D maximises  W - gp_weight E (||grad D(x_hat)||_2 - 1)^2,   W = E D(x) - E D(G(z))
     G maximises  E D(G(z)),  with one step of G after every n_critic = 5 steps of D
@@ -11,8 +11,8 @@ gradient of D with respect to the image, and ||grad||_2 is its length.
 Why a penalty: the norm of the gradient is the slope of D. The largest W over all D whose slope is
 at most 1 everywhere is the earth mover's distance, the least total work of moving the fakes onto
 the real images (see wgan_clip.py). Clipping the weights also bounds the slope, but leaves D only
-simple functions. Here the weights are free, and the penalty, whose weight is the paper's lambda,
-10, pulls the gradient norm towards 1. It is not a strict bound, and D is not perfect, so compare
+simple functions. Here the weights are free, and the penalty pulls the gradient norm towards 1.
+(gp_weight is the paper's lambda, 10.) This is no strict bound, and D is not perfect, so compare
 values of W within one run only.
 
 Why a norm of 1, rather than at most 1: the cheapest transport plan pairs real images with fakes. On
@@ -78,9 +78,9 @@ def get_args(argv=None, **defaults):
     arg("--seed", type=int, default=0, help="seed of the random numbers")
     arg("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda:1, cpu, ...")
     arg("--log-every", type=int, default=200, help="steps between lines of the log")
-    arg("--save-every", type=int, default=0, help="epochs between saves; 0: 1, or a 40th of all")
+    arg("--save-every", type=int, default=0, help="epochs between saves; 0: a 40th of all, or 1")
     arg("--keep", action="store_true", help="keep every checkpoint, as ckpt_EPOCH.pt")
-    arg("--out", help=f"folder; with --sample, folder or picture. None: out/{SCRIPT}, or CKPT's")
+    arg("--out", help=f"folder, or picture with --sample. None: out/{SCRIPT}, or beside CKPT")
     arg("--resume", metavar="CKPT", help="continue this run; --epochs is the total")
     arg("--sample", metavar="CKPT", help="draw images with the G_ema of this run")
     arg("--num", type=int, default=64, help="how many images --sample draws")
@@ -321,8 +321,8 @@ def train(args, ckpt=None):
             weights = nn.utils.parameters_to_vector([*G.parameters(), *D.parameters()])
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
-            (out / "samples").mkdir(parents=True, exist_ok=continues)   # another run may be first
-            continues = True            # ckpt.pt last: --resume redraws a half-written picture
+            (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
+            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num"    # these apply to one command
