@@ -123,7 +123,7 @@ def distance(steps):
         axis.plot(fine[:50], exact[:50], "C7", label="exact")           # with a gap at 0
         axis.plot(fine[50:], exact[50:], "C7")
         axis.plot(thetas, estimates, "C3o", label="estimated by D")
-        axis.set(title=title, xlabel="theta: how far right fakes are of real points")
+        axis.set(title=title, xlabel="theta: how far the fakes are to the right")
 
     draw(axes[0], "Jensen-Shannon divergence: flat", torch.full((100,), math.log(2)),
          "jsd", gan_mlp.train_discriminator)
