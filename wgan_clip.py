@@ -27,9 +27,9 @@ vanish in deep networks or without BatchNorm. And D can only be a simple functio
 at_clip is the share of weights at -c or c: most at first. wgan_gp.py bounds D's slope itself.
 
 What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
-(W then stayed near 1e-13); D has a hidden fully connected layer (the same layer in G made all
-samples look alike); G's learning rate is 1e-3, not 5e-5; batches and networks are smaller; samples
-come from G_ema, an averaged G. RMSprop is the paper's: momentum made training unstable at times.
+(W then stayed near 1e-13); D has a hidden fully connected layer (with one in G as well, G drew only
+a few shapes); G's learning rate is 1e-3, not 5e-5; batches and networks are smaller; samples come
+from G_ema, an averaged G. RMSprop is the paper's: momentum made training unstable at times.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val, measured at each
 save, is W for held-out images: W minus the gap between D's mean scores for training images and for
