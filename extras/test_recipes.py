@@ -244,9 +244,10 @@ def test_conditional(patched, tmp_path, monkeypatch):
     assert torch.equal(seen[-1][:, 100:], seen[-2][:, 100:])
 
 
-def test_augment(patched):
+@pytest.mark.parametrize("name", (None, "wgan_gp"))
+def test_augment(patched, name):
     """Each image is shifted by itself, by an eighth of its side at most, and in training only."""
-    script = patched("augment")
+    script = patched("augment", name)
     torch.manual_seed(0)
     x = torch.ones(500, 3, 16, 16)
     x[:, :, 8, 8] = 9.0
@@ -256,7 +257,7 @@ def test_augment(patched):
     assert ((y - light - 1).abs() < 1e-5).sum((1, 2, 3)).eq(3 * 255).all()
     assert {(int(i) // 16 - 8, int(i) % 16 - 8) for i in y[:, 0].flatten(1).argmax(1)} == {
         (i, j) for i in range(-2, 3) for j in range(-2, 3)}
-    D = script.Discriminator((3, 16, 16), 4)
+    D = (script.Critic if name else script.Discriminator)((3, 16, 16), 4)
     assert len({D(x[:2])[0].item() for _ in range(5)}) == 5
     assert len({D.eval()(x[:2])[0].item() for _ in range(5)}) == 1
     x.requires_grad_()
