@@ -10,10 +10,10 @@ D(x), E is the mean over training images x; elsewhere, it is the mean over noise
 
 Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. V is
 the integral of p_data(x) log D(x) + p_g(x) log(1 - D(x)) over all x. For a fixed G, the best D
-makes this as large as it can be at each x, so it is D*(x) = p_data(x) / (p_data(x) + p_g(x)). With
-this D, V = 2 JSD - log 4. The Jensen-Shannon divergence JSD measures how far p_g is from p_data: it
-is 0 only if they are equal, and at most log 2 = 0.693. So by lowering V against a good D, G moves
-p_g towards p_data. (The non-saturating loss has the same solution, but does not minimise the JSD.)
+maximises this sum at each x, so it is D*(x) = p_data(x) / (p_data(x) + p_g(x)). With this D, V = 2
+JSD - log 4. The Jensen-Shannon divergence JSD measures how far p_g is from p_data: it is 0 only if
+they are equal, and at most log 2 = 0.693. So by lowering V against a good D, G moves p_g towards
+p_data. (The non-saturating loss has the same solution, but does not minimise the JSD.)
 
 The log estimates the JSD. D's losses are loss_real = -E log D(x) and loss_fake = -E log(1 -
 D(G(z))), so V = -(loss_real + loss_fake). The column `jsd` is log 2 + V / 2. With the best D, this
