@@ -73,11 +73,11 @@ def _read_folder(folder, side):
     """Return images and labels (in the order of the paths), class names, and what to hold back."""
     known, taken, paths = Image.registered_extensions(), set(), []
     for root, folders, files in os.walk(folder, followlinks=True, onerror=print):
-        if os.path.realpath(root) in taken or "ckpt.pt" in files:   # seen through a link, or a run
+        if os.path.realpath(root) in taken or "ckpt.pt" in files:   # read before, or a run's --out
             folders.clear()
             continue
         taken.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if name[0] != ".")     # a dot hides a name
+        folders[:] = sorted(name for name in folders if name[0] != ".")     # a dot hides it
         paths += [Path(root, name) for name in sorted(files)
                   if name[0] != "." and Path(name).suffix.lower() in known]
     print(f"reading {len(paths):,} images of {folder}")
@@ -132,7 +132,7 @@ def digits(n, seed=0):
         return low + (high - low) * torch.rand(n, *shape, generator=gen)
     labels, pen = torch.randint(10, (n,), generator=gen), torch.randint(5, (n,), generator=gen)
     slant, angle, shift = uniform(-0.2, 0.6), uniform(-0.15, 0.15), uniform(-0.1, 0.1, 2)
-    # For each pixel of the result, its matrix says where in the glyph to look.
+    # The matrix of an image says, for each of its pixels, where in the glyph to look.
     maps = torch.stack([angle.cos(), angle.sin() + slant, shift[:, 0],
                         -angle.sin(), angle.cos(), shift[:, 1]], 1)
     grid = F.affine_grid(uniform(0.8, 1.2, 2, 1) * maps.view(n, 2, 3), (n, 1, 28, 28), False)

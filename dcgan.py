@@ -7,18 +7,18 @@ the mean over training images x; elsewhere, it is the mean over noise z ~ N(0, I
     D maximises  E log D(x) + E log(1 - D(G(z)))
     G maximises  E log D(G(z))
 
-Only the networks are new. A convolution applies one small kernel everywhere, so it learns a stroke
-once, not anew at each position. By trial and error, the authors found five rules for good results:
+Networks and settings are new. A convolution applies one small kernel everywhere, so it learns a
+stroke once, not anew at each position. By trial, the authors found five rules for good results:
 
-    1. No pooling: strided convolutions shrink D's maps, and transposed ones enlarge G's.
+    1. No pooling: strided convolutions shrink D's feature maps, and transposed ones enlarge G's.
     2. BatchNorm in both networks, except after G's last layer and D's first.
-    3. No hidden fully connected layers in deep networks. (We break this rule; see below.)
+    3. No hidden fully connected layers in deep networks. (We have some; so does their MNIST code.)
     4. ReLU in G, with tanh at the end.
     5. LeakyReLU in D. It has a slope for negative inputs too, so gradients always reach G.
 
 What differs from the paper: G and D each have a hidden fully connected layer, which links all parts
 of an image and helps a lot here; G's learning rate is 1e-3, not 2e-4; kernels, networks and batches
-are smaller; z is normal, not uniform; samples come from G_ema, an averaged G. beta1 is the paper's.
+are smaller; z is normal, not uniform; samples come from G_ema, an averaged G. Momentum works here.
 
 In a healthy run D slowly gets ahead (D(x) rises towards 0.65 and D(G(z)) falls towards 0.35) while
 the fakes improve. In an unhealthy one D(G(z)) drops to 0 at once, or all fakes look alike.
@@ -187,7 +187,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -215,7 +215,7 @@ def sample(G, z):
 
 
 def walks(G, n):
-    """Return n noise vectors (n, z_dim). Every 8, a row of a grid, go from one z to another."""
+    """Return n noise vectors (n, z_dim). Each row of 8 in a grid goes from one z to another."""
     a, b = noise(G, 2 * math.ceil(n / 8)).view(2, -1, 1, G.z_dim)   # two z for each row
     t = torch.linspace(0, math.pi / 2, 8, device=a.device)[:, None]
     # Each point of this arc is like a draw from N(0, I). On a line, (a + b) / 2 would be too short.
@@ -264,7 +264,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
             opt.param_groups[0].update(lr=lr, **settings)
         save = epoch % args.save_every == 0 or epoch == args.epochs
@@ -274,7 +274,7 @@ def train(args, ckpt=None):
             stats |= train_generator(G, D, opt_G, len(real))
             update_ema(G_ema, G, args.ema, step)
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -290,7 +290,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num", "walk"  # for one command

@@ -1,8 +1,8 @@
 """Generative adversarial nets (Goodfellow et al. 2014, arXiv:1406.2661), fully connected.
 
 A generator G turns noise z, a vector of standard normal numbers, into an image G(z), called a fake.
-A discriminator D estimates the probability D(x) that an image x is real. The two compete. In E log
-D(x), E is the mean over training images x; elsewhere, it is the mean over noise z:
+A discriminator D estimates the probability D(x) that an image x is real. The two compete. In
+E log D(x), E is the mean over training images x; elsewhere, it is the mean over noise z:
 
     D maximises  V = E log D(x) + E log(1 - D(G(z)))
     G minimises  V                      with --loss minimax, or
@@ -10,24 +10,24 @@ D(x), E is the mean over training images x; elsewhere, it is the mean over noise
 
 Why this works (section 4.1): let p_data and p_g be the densities of real images and of fakes. V is
 the integral of p_data(x) log D(x) + p_g(x) log(1 - D(x)) over all x. For a fixed G, the best D
-maximises this sum at each x, so it is D*(x) = p_data(x) / (p_data(x) + p_g(x)). With this D, V = 2
-JSD - log 4. The Jensen-Shannon divergence JSD measures how far p_g is from p_data: it is 0 only if
-they are equal, and at most log 2 = 0.693. So by lowering V against a good D, G moves p_g towards
-p_data. (The non-saturating loss has the same solution, but does not minimise the JSD.)
+maximises this sum at each x, where its slope is 0: D*(x) = p_data(x) / (p_data(x) + p_g(x)). Then
+V = 2 JSD - log 4. The Jensen-Shannon divergence JSD measures how far p_g is from p_data: it is 0
+only if they are equal, and at most log 2 = 0.693. So by lowering V against a good D, G moves p_g
+towards p_data. (The non-saturating loss has the same solution, but does not minimise the JSD.)
 
-The log estimates the JSD. D's losses are loss_real = -E log D(x) and loss_fake = -E log(1 -
-D(G(z))), so V = -(loss_real + loss_fake). The column `jsd` is log 2 + V / 2. With the best D, this
-is the JSD. With a weaker D, it is less, even negative. But V is a mean over the training images
-only: if D memorises them, `jsd` is too large. So look at the images as well.
+The log estimates the JSD. D's losses are loss_real = -E log D(x) and
+loss_fake = -E log(1 - D(G(z))), so V = -(loss_real + loss_fake). The column `jsd` is log 2 + V / 2.
+With the best D, this is the JSD. With a weaker D, it is less, even negative. But V is a mean over
+the training images only: if D memorises them, `jsd` is too large. So look at the images as well.
 
 Why non-saturating (section 3): let s be D's raw score of a fake, and p = sigmoid(s) = D(G(z)). The
 slope of log(1 - p) with respect to s is -p. It is near 0 when D recognises every fake, and that is
 when G has the most to learn. The slope of log p is 1 - p, which is then near 1.
 
 What differs from the paper: Adam instead of SGD, and no momentum, because it carries over old
-gradients, computed against an earlier opponent; a higher learning rate for G than for D, found by
-trial; smaller networks; G has BatchNorm, and GELU instead of ReLU; D has LeakyReLU instead of
-maxout, and no dropout; and samples come from G_ema, a moving average of G's weights.
+gradients, computed against an earlier opponent; a higher learning rate for G than for D; smaller
+networks; G has BatchNorm, GELU instead of ReLU and tanh instead of a sigmoid; D has LeakyReLU
+instead of maxout, and no dropout; samples come from G_ema, a moving average of G's weights.
 
 In a healthy run D(x) and D(G(z)) stay near 0.5 and the losses near 0.7 (loss_G near -0.7 with
 minimax), while the fakes improve. In an unhealthy one D(G(z)) goes to 0, or all fakes look alike
@@ -96,7 +96,7 @@ class Generator(nn.Module):
         super().__init__()
         self.z_dim, self.shape = z_dim, shape
 
-        def block(n_in, n_out):         # a bias would be useless: BatchNorm adds one
+        def block(n_in, n_out):         # no bias, as BatchNorm would remove it
             return nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.GELU()
 
         self.net = nn.Sequential(
@@ -166,7 +166,7 @@ def train_generator(G, D, opt, n, loss):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake), loss)
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -235,7 +235,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
             opt.param_groups[0].update(lr=lr, **settings)
         save = epoch % args.save_every == 0 or epoch == args.epochs
@@ -246,7 +246,7 @@ def train(args, ckpt=None):
                 stats |= train_generator(G, D, opt_G, len(real), args.loss)
                 update_ema(G_ema, G, args.ema, step // args.k)
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -262,7 +262,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num"    # these apply to one command

@@ -21,9 +21,9 @@ is --code-weight. The log shows the first as L_I, in nats (information counted w
 logarithm): at most log 10 = 2.303. For the numbers, Q is a Gaussian of variance 1 around its guess,
 so -E log Q is half the squared error, plus a constant. The log has the RMS error, code_rmse.
 
-In D's step, and so in the log, Q reads the category from a bent copy of the fake: turned,
+In D's step only, and so in the log, Q reads the category from a bent copy of the fake: turned,
 stretched, slanted and shifted at random (--bend). Otherwise Q may tell two categories apart by
-details of the strokes, though both show the same two digits. The numbers are read from the fake
+details of the strokes, though each mixes the same two digits. The numbers are read from the fake
 itself, because one of them may come to mean the slant, which bending changes. (With --supervised, Q
 also learns the labels of real images, as in some tutorials. That is another, supervised method.)
 
@@ -254,7 +254,7 @@ def train_generator(G, D, opt, n, cat_weight, code_weight):
     loss_G = generator_loss(s_fake)
     L_I, error = information(q, c, G.categories)
     loss = loss_G - cat_weight * L_I + code_weight * error / 2
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -345,7 +345,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
             opt.param_groups[0].update(lr=lr, **settings)
         save = epoch % args.save_every == 0 or epoch == args.epochs
@@ -357,7 +357,7 @@ def train(args, ckpt=None):
             update_ema(G_ema, G, args.ema, step)
             update_ema(D_ema, D, args.ema, step)
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -373,7 +373,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             grid = picture(G_ema, z, c)
             save_grid(grid.flatten(0, 1), out / f"samples/{epoch:06}.png", grid.shape[1])

@@ -21,15 +21,15 @@ the noise, outputs for one condition vary: they have entropy. Each D learns to t
 fakes, and its Q learns to recover the noise of the fakes (real data have none).
 
 In the independent phase, the first half of the epochs, G0 gets the features of real images. In the
-joint phase, it gets those that G1 makes, as in sampling. Even then no gradient passes from G0 into
-G1, as in the authors' code for MNIST. (That for CIFAR-10 adds a hundredth of G0's loss to G1's.)
+joint phase, it gets those of G1, as in sampling. The paper trains both "end-to-end". Here, as in
+the authors' MNIST code, G0's loss does not reach G1. (For CIFAR-10, a hundredth of it does.)
 
-What differs from the paper: the noise is normal, not uniform on [0, 1], so its variance is 12 times
-as large; the entropy weight is 0.3, not 10 (with 10, G0 hides z0 in a pattern of dots); D0, E and
-G1's last layer have BatchNorm; networks and batches are smaller; Adam has no momentum; all learning
-rates are higher, most of all those of G0 and D1; samples come from G1_ema and G0_ema, copies with
-averaged weights; and in samples z1 is 10 % larger than in training (--z1-scale), as G1_ema's
-features vary too little.
+What differs from the authors' code: the noise is normal, not uniform on [0, 1], so its variance is
+12 times as large; the entropy weight is 0.3, not 10 (with 10, G0 hides z0 in a pattern of dots);
+D0, E and G1's last layer have BatchNorm; D1 is wider, G0 and batches are smaller; Adam has no
+momentum; all learning rates are higher, most of all those of G0 and D1; samples come from G1_ema
+and G0_ema, copies with averaged weights; and in samples z1 is 10 % larger than in training
+(--z1-scale), as G1_ema's features vary too little.
 
 The log adds the number of the GAN to each name, as in loss_real1. In a healthy run loss_real and
 loss_fake stay a little below 0.69 in both GANs, cond1 goes to 0.001, cond0 to 0.1, ent1 to 0.65 and
@@ -189,7 +189,7 @@ class Discriminator1(nn.Module):
         super().__init__()
         hidden = 32 * width
         # There is no BatchNorm, because it ruined fully connected discriminators here. Without it,
-        # the weights of init_weights would be too small, so D1 keeps PyTorch's initial weights.
+        # init_weights would make all scores tiny, so D1 keeps PyTorch's larger initial weights.
         self.trunk = nn.Sequential(
             nn.Linear(16 * width, hidden), nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden), nn.LeakyReLU(0.2))
@@ -263,7 +263,7 @@ def train_discriminator(G, D, opt, real, condition, ent_weight):
 
 
 def train_generator(G, D, opt, condition, E_i, cond_loss, adv_weight, cond_weight, ent_weight):
-    """Take one step of G, on one fake for each condition. E_i should recover it from the fake.
+    """Take one step of G, on one fake for each condition, which E_i should recover from it.
 
     For G1, E_i is E.E1 and cond_loss is F.cross_entropy. For G0, they are E.E0 and F.mse_loss.
     """
@@ -272,7 +272,7 @@ def train_generator(G, D, opt, condition, E_i, cond_loss, adv_weight, cond_weigh
     s_fake, z_hat = D(fake)
     adv, cond, ent = generator_loss(s_fake), cond_loss(E_i(fake), condition), F.mse_loss(z_hat, z)
     loss = adv_weight * adv + cond_weight * cond + ent_weight * ent
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"adv": adv, "cond": cond, "ent": ent}
@@ -303,7 +303,7 @@ def sample(G1, G0, y, z1, z0):
 # ---- training ----
 
 def pretrain(E, images, labels, steps):
-    """Train E on uint8 images (N, C, H, H) for about `steps` steps, with a rate that falls to 0."""
+    """Train E on uint8 images (N, C, H, H) for about `steps` steps, at a rate that falls to 0."""
     from common import batches
     n_batches = max(1, len(images) // 128)
     epochs = max(1, round(steps / n_batches))
@@ -384,7 +384,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in ((opt_G1, args.lr_g1), (opt_D1, args.lr_d1),
                         (opt_G0, args.lr_g0), (opt_D0, args.lr_d0)):
             opt.param_groups[0].update(lr=lr, **settings)
@@ -405,7 +405,7 @@ def train(args, ckpt=None):
             stats = {f"{name}1": value for name, value in stats1.items()}
             stats |= {f"{name}0": value for name, value in stats0.items()}
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -421,7 +421,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G1_ema, G0_ema, y_grid, z1, z0), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num", "label", "vary"  # for one command

@@ -22,19 +22,19 @@ So D plays the role of f. Clipping its weights keeps D's slope below an unknown 
 at most K times the distance. K depends on c and D's layers: compare W only where these are equal.
 The better D is, the better its gradient tells G where to go. So D takes more steps than G.
 
-Why clipping is a stopgap (section 3): with a large c, D learns slowly; with a small c, gradients
+Why clipping is a stopgap (section 3): weights reach a large c slowly; with a small c, gradients
 vanish in deep networks or without BatchNorm. And D can only be a simple function (WGAN-GP paper).
-at_clip is the share of weights at -c or c: most at first. wgan_gp.py bounds D's slope itself.
+at_clip is the share of weights at -c or c: most at first. wgan_gp.py acts on D's slope itself.
 
-What differs from the paper: D has no BatchNorm, because its scale factors would be clipped as well
-(W then stayed near 1e-13); D has a hidden fully connected layer (with one in G as well, G drew only
-a few shapes); G's learning rate is 1e-3, not 5e-5; batches and networks are smaller; samples come
-from G_ema, an averaged G. RMSprop is the paper's: momentum made training unstable at times.
+What differs from the paper: D has no BatchNorm (with its scale factors clipped, as in the authors'
+code, W stayed near 1e-13); D has a hidden fully connected layer (with one in G, too, G drew only a
+few shapes); G's learning rate is 1e-3, not 5e-5; batches and networks are smaller; samples come
+from G_ema, an averaged G. RMSprop is the paper's: momentum was unstable at times.
 
 In a healthy run W rises while D learns and then falls as the fakes improve. W_val, measured at each
-save, is W for held-out images: W minus the gap between D's mean scores for training images and for
-held-out ones. If W_val stays far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone:
-a constant added to all scores changes no gradient.
+save, is W for held-out images: W less D's mean score of training images, plus that of held-out
+images. If W_val stays far below W, D overfits. D(x), D(G(z)) and loss_G mean nothing alone: a
+constant added to all scores changes no gradient.
 
     python wgan_clip.py                                 # MNIST, 10 epochs, into out/wgan_clip
     python wgan_clip.py --sample out/wgan_clip/ckpt.pt  # 64 new images: out/wgan_clip/sample.png
@@ -201,7 +201,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -273,7 +273,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
             opt.param_groups[0].update(lr=lr, **settings)
         save = epoch % args.save_every == 0 or epoch == args.epochs
@@ -284,7 +284,7 @@ def train(args, ckpt=None):
                 stats |= train_generator(G, D, opt_G, len(real))
                 update_ema(G_ema, G, args.ema, step // args.n_critic)
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -305,7 +305,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num"    # these apply to one command

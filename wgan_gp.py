@@ -12,12 +12,12 @@ Why a penalty: the norm of the gradient is the slope of D. The largest W over al
 at most 1 everywhere is the earth mover's distance, the least total work of moving the fakes onto
 the real images (see wgan_clip.py). Clipping the weights also bounds the slope, but leaves D only
 simple functions. Here the weights are free, and the penalty pulls the gradient norm towards 1.
-(gp_weight is the paper's lambda, 10.) This is no strict bound, and D is not perfect, so compare
-values of W within one run only.
+(gp_weight is the paper's lambda, 10.) The penalty is no strict bound, and D is not perfect, so
+compare values of W within one run only.
 
 Why a norm of 1, rather than at most 1: the cheapest transport plan pairs real images with fakes. On
-the straight line between the images of a pair, the best D has a gradient norm of 1 (Proposition
-1). So asking for 1 costs D nothing there, and it keeps D from going flat.
+the straight line between the images of a pair, the best D has a gradient norm of 1 (Proposition 1).
+So asking for 1 costs D nothing there. (In the paper, at most 1 worked nearly as well.)
 
 Why at points between x and G(z): a penalty can test D at a few points only, not everywhere in a
 space of 784 dimensions, and the points between real images and fakes matter most. The pairs of the
@@ -29,10 +29,10 @@ image, and BatchNorm makes a score depend on the whole batch. LayerNorm and Inst
 What differs from the paper: the learning rate is 1e-3 instead of 1e-4; G and D each have a hidden
 fully connected layer; batches and networks are smaller; and samples come from G_ema, an averaged G.
 
-In a healthy run grad_norm falls from about 1.7 towards 1. W rises while D learns and then falls as
-the fakes improve. W_val, measured at each save, is W for held-out images: W minus the gap between
-D's mean scores for training images and for held-out ones. If W_val stays far below W, D overfits.
-D(x), D(G(z)) and loss_G mean nothing alone: a constant added to all scores changes no gradient.
+In a healthy run grad_norm rises above 1 and then nears it. W rises while D learns and then falls as
+the fakes improve. W_val, measured at each save, is W for held-out images: W less D's mean score of
+training images, plus that of held-out images. If W_val stays far below W, D overfits. D(x), D(G(z))
+and loss_G mean nothing alone: a constant added to all scores changes no gradient.
 
     python wgan_gp.py --epochs 50                       # MNIST, 50 epochs, into out/wgan_gp
     python wgan_gp.py --sample out/wgan_gp/ckpt.pt      # 64 new images: out/wgan_gp/sample.png
@@ -220,7 +220,7 @@ def train_generator(G, D, opt, n):
     """Take one step of G on n fakes."""
     fake = G(noise(G, n))
     loss_G = generator_loss(D(fake))
-    opt.zero_grad()         # below, only weights that opt trains get gradients
+    opt.zero_grad()         # below, D's weights get no gradients, which saves time
     loss_G.backward(inputs=[w for g in opt.param_groups for w in g["params"] if w.requires_grad])
     opt.step()
     return {"loss_G": loss_G}
@@ -292,7 +292,7 @@ def train(args, ckpt=None):
     start = time.perf_counter() - (60 * rows[-1]["minutes"] if rows else 0)   # go on counting
     for epoch in range(first_epoch, args.epochs + 1):
         torch.manual_seed(10**6 * args.seed + epoch)    # so a resumed run draws the same numbers
-        # Every epoch sets these anew, also after --resume, so a schedule has to be written here.
+        # Set in each epoch, so that new rates count after --resume. A schedule belongs here, too.
         for opt, lr in (opt_G, args.lr), (opt_D, args.lr_d):
             opt.param_groups[0].update(lr=lr, **settings)
         save = epoch % args.save_every == 0 or epoch == args.epochs
@@ -303,7 +303,7 @@ def train(args, ckpt=None):
                 stats |= train_generator(G, D, opt_G, len(real))
                 update_ema(G_ema, G, args.ema, step // args.n_critic)
             for name, value in stats.items():
-                since_log[name].append(torch.as_tensor(value).detach().float())     # or a number
+                since_log[name].append(torch.as_tensor(value).detach().float())     # or a float
 
             if step % args.log_every == 0 or save and i == n_batches:
                 # Only here does the CPU wait for the GPU, as .item() needs the values.
@@ -322,7 +322,7 @@ def train(args, ckpt=None):
             if not all(map(math.isfinite, means.values())) or not weights.isfinite().all():
                 sys.exit("error: a loss or a weight is not finite; try lower learning rates")
             (out / "samples").mkdir(parents=True, exist_ok=continues)   # two runs must not mix
-            continues = True    # ckpt.pt comes last, so --resume redraws a half-written picture
+            continues = True    # ckpt.pt comes later, so --resume redraws a half-written picture
             save_grid(spread(images, 64) / 127.5 - 1, out / "samples/real.png")
             save_grid(sample(G_ema, z), out / f"samples/{epoch:06}.png")
             once = "out", "device", "resume", "sample", "num"    # these apply to one command
