@@ -261,7 +261,9 @@ def test_augment(patched, name):
     assert len({D(x[:2])[0].item() for _ in range(5)}) == 5
     assert len({D.eval()(x[:2])[0].item() for _ in range(5)}) == 1
     x.requires_grad_()
-    assert torch.autograd.grad(D.train()(x).sum(), x)[0].any()
+    grad, = torch.autograd.grad(D.train()(x).sum(), x, create_graph=True)
+    grad.square().sum().backward()              # a gradient penalty needs this second derivative
+    assert grad.any() and all(w.grad.isfinite().all() for w in list(D.parameters())[:1])
 
 
 def test_augment_combines(tmp_path):
