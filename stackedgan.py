@@ -95,7 +95,7 @@ def get_args(argv=None, **defaults):
     arg("--sample", metavar="CKPT", help="draw images with the averages of this run")
     arg("--num", type=int, default=0, help="how many images --sample draws; 0: 8 a class")
     arg("--label", help="with --sample: one class, by name, or by place in the grid, from 0")
-    arg("--vary", choices=("z1", "z0"), help="with --sample: the other noise is the same for all")
+    arg("--vary", choices=("z1", "z0"), help="with --sample: vary only this noise")
     parser.set_defaults(**defaults)
     return parser.parse_args(argv)
 

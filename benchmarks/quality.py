@@ -4,7 +4,7 @@
     python benchmarks/quality.py out/dcgan/ckpt.pt out/dcgan1/ckpt.pt --json
     python benchmarks/quality.py FOLDER --data mnist    # samples of any other program
 
-It always prints
+It prints (with a single class, only the last)
 
     cFID        the Fréchet distance between samples and held-back images, from the mean and the
                 covariance of 128 features of a small classifier; lower is better

@@ -1,6 +1,6 @@
 """Time each script against the training loop that most GAN code copies.
 
-    python benchmarks/speed.py                          # all six: about 5 minutes on 2 CPU cores
+    python benchmarks/speed.py                          # all six: about 12 minutes on 2 CPU cores
     python benchmarks/speed.py --scripts dcgan --image-size 64 --batch-size 512
 
 The usual loop is the yardstick. It trains the same networks with the same batch size, but loads

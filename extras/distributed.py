@@ -4,9 +4,10 @@
 
 There is one process for each GPU, and each has its own networks, a share of the training images,
 and its own noise. Before each step of an optimizer, the gradients are averaged over all processes,
-so the weights stay equal. --batch-size is that of one process: four processes with 64 images
-each make the same steps as one process with 256, a quarter as many as one with 64. Only BatchNorm
-differs, because each process uses the statistics of its own images.
+so the weights stay equal. --batch-size is that of one process: four processes with 64 images each
+make the same steps as one process with 256. Give --epochs, too: its default counts the steps of one
+process. Only BatchNorm differs, because each process uses the statistics of its own images. (It was
+only run on CPUs.)
 
 Only the first process writes files and prints, so the log shows its own losses. Everything else is
 as without this launcher. --resume works with any number of processes, and with the same number, a

@@ -8,6 +8,7 @@ functions of the script whose names start with train_ run three times as usual, 
 fourth call, and from then on are replayed with new data and new noise. Everything else is as
 without this program, and --resume continues runs of either kind. A replay skips Python, so a print
 in a step shows nothing. A new learning rate needs a new recording, so change it between epochs.
+This program has not been run on a GPU yet.
 """
 
 import importlib
