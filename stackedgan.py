@@ -22,7 +22,7 @@ fakes, and its Q learns to recover the noise of the fakes (real data have none).
 
 In the independent phase, the first half of the epochs, G0 gets the features of real images. In the
 joint phase, it gets those of G1, as in sampling. The paper trains both "end-to-end". Here, as in
-the authors' MNIST code, G0's loss does not reach G1. (For CIFAR-10, a hundredth of it does.)
+the authors' MNIST code, G0's loss does not reach G1. (In their CIFAR-10 code, 1 % of it does.)
 
 What differs from the authors' code: the noise is normal, not uniform on [0, 1], so its variance is
 12 times as large; the entropy weight is 0.3, not 10 (with 10, G0 hides z0 in a pattern of dots);

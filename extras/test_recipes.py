@@ -160,8 +160,8 @@ def test_steps_go_the_right_way(patched, recipe):
     script = patched(recipe)
     torch.manual_seed(0)
     y = F.one_hot(torch.arange(32) % 3, 3)
-    values = {"z_dim": 4, "shape": (1, 8, 8), "width": 4, "upsample": False, "K": 3, "n": 32, "y": y,
-              "gamma": 0.1, "real": torch.rand(32, 1, 8, 8)}
+    values = {"z_dim": 4, "shape": (1, 8, 8), "width": 4, "upsample": False, "K": 3, "n": 32,
+              "y": y, "gamma": 0.1, "real": torch.rand(32, 1, 8, 8)}
     G, D = call(script.Generator, **values), call(script.Discriminator, **values)
     z = torch.randn(32, 4)
 
@@ -263,7 +263,7 @@ def test_augment(patched, name):
     x.requires_grad_()
     grad, = torch.autograd.grad(D.train()(x).sum(), x, create_graph=True)
     grad.square().sum().backward()              # a gradient penalty needs this second derivative
-    assert grad.any() and all(w.grad.isfinite().all() for w in list(D.parameters())[:1])
+    assert grad.any() and D.net[1].weight.grad.any()
 
 
 def test_augment_combines(tmp_path):
